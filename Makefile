@@ -1,0 +1,43 @@
+# make demo, make test: all that a fresh machine needs is Python 3.11+, a C compiler and make.
+# Another interpreter: make test PYTHON=python3.13 VENV=.venv-313
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+bin := $(VENV)/bin
+tag := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
+build := build/$(tag)
+stamp := $(VENV)/.installed-$(tag)
+
+.PHONY: demo test bench check install clean
+
+install: $(stamp)
+
+# An editable install: it rebuilds itself when a source file has changed.
+$(stamp): pyproject.toml meson.build
+	$(PYTHON) -m venv $(VENV)
+	$(bin)/python -m pip install --quiet --upgrade pip
+	$(bin)/python -m pip install --quiet --group build --group dev
+	$(bin)/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=$(build) --editable '.[plot]'
+	touch $@
+
+demo: $(stamp)
+	$(bin)/pageframe demo --picture build/arena.png $(ARGS)
+
+test: $(stamp)
+	$(bin)/python -m pytest tests $(ARGS)
+
+bench: $(stamp)
+	$(bin)/python -m pytest bench $(ARGS)
+
+check: $(stamp)
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/cython-lint src tests
+	$(bin)/mypy
+	$(bin)/python -m mypy.stubtest pageframe --allowlist tests/typing/stubtest.txt
+	$(bin)/pyright
+
+clean:
+	rm -rf build $(VENV)

@@ -1,0 +1,149 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""A physical memory manager for Python.
+
+Memory is an arena of page frames. Every frame has a metadata slot with its
+reference count, its type and typed metadata of the user's own, and lives as long
+as somebody holds it. See `PhysicalMemory` to begin.
+"""
+
+from pathlib import Path
+
+from pageframe._core.early import MemoryRegion
+from pageframe._core.errors import (
+    ArenaClosedError,
+    ArenaInUseError,
+    FrameBusyError,
+    FrameGoneError,
+    FrameInUseError,
+    FrameReservedError,
+    FrameTypeError,
+    FrameUniqueError,
+    FrameUnusedError,
+    GetFrameError,
+    MovedError,
+    NotAlignedError,
+    NotRawError,
+    OutOfBoundError,
+    OutOfFramesError,
+    PageFrameError,
+    RefCountOverflowError,
+)
+from pageframe._core.frame import Frame, FrameRef, UFrame
+from pageframe._core.io import VmReader, VmWriter
+from pageframe._core.linked_list import Cursor, LinkedList
+from pageframe._core.memory import (
+    REF_COUNT_MAX,
+    REF_COUNT_UNIQUE,
+    REF_COUNT_UNUSED,
+    ArenaStats,
+    PhysicalMemory,
+)
+from pageframe._core.meta import (
+    FrameMeta,
+    Link,
+    MetaPageMeta,
+    ReservedMemoryMeta,
+    UntypedFrameMeta,
+    UnusableMemoryMeta,
+    atomic_i8,
+    atomic_i16,
+    atomic_i32,
+    atomic_i64,
+    atomic_u8,
+    atomic_u16,
+    atomic_u32,
+    atomic_u64,
+    bool_,
+    bytes_,
+    f32,
+    f64,
+    i8,
+    i16,
+    i32,
+    i64,
+    u8,
+    u16,
+    u32,
+    u64,
+)
+from pageframe._core.segment import Segment, USegment
+from pageframe._core.unique import UniqueFrame
+from pageframe._core.user_allocator import FrameAllocator, Layout
+from pageframe._core.vector import FrameVec
+
+__all__ = [
+    "REF_COUNT_MAX",
+    "REF_COUNT_UNIQUE",
+    "REF_COUNT_UNUSED",
+    "ArenaClosedError",
+    "ArenaInUseError",
+    "ArenaStats",
+    "Cursor",
+    "Frame",
+    "FrameAllocator",
+    "FrameBusyError",
+    "FrameGoneError",
+    "FrameInUseError",
+    "FrameMeta",
+    "FrameRef",
+    "FrameReservedError",
+    "FrameTypeError",
+    "FrameUniqueError",
+    "FrameUnusedError",
+    "FrameVec",
+    "GetFrameError",
+    "Layout",
+    "Link",
+    "LinkedList",
+    "MemoryRegion",
+    "MetaPageMeta",
+    "MovedError",
+    "NotAlignedError",
+    "NotRawError",
+    "OutOfBoundError",
+    "OutOfFramesError",
+    "PageFrameError",
+    "PhysicalMemory",
+    "RefCountOverflowError",
+    "ReservedMemoryMeta",
+    "Segment",
+    "UFrame",
+    "USegment",
+    "UniqueFrame",
+    "UntypedFrameMeta",
+    "UnusableMemoryMeta",
+    "VmReader",
+    "VmWriter",
+    "atomic_i8",
+    "atomic_i16",
+    "atomic_i32",
+    "atomic_i64",
+    "atomic_u8",
+    "atomic_u16",
+    "atomic_u32",
+    "atomic_u64",
+    "bool_",
+    "bytes_",
+    "f32",
+    "f64",
+    "get_include",
+    "i8",
+    "i16",
+    "i32",
+    "i64",
+    "u8",
+    "u16",
+    "u32",
+    "u64",
+]
+
+
+def get_include() -> str:
+    """Return the folder with the C headers that pageframe's `.pxd` files include.
+
+    Pass it to the C compiler when building Cython code that cimports a frame.
+    """
+    return str(Path(__file__).parent / "_core")

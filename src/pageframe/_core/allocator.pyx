@@ -1,0 +1,404 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""The frame allocator: a bitfield, counters above it, a reserved chunk a lane.
+
+One bit a frame: set while somebody owns the frame's slot, clear while the frame
+is free.  To set a bit is to own the slot; it is cleared last of all, when the
+slot is UNUSED again.  Setting is a compare-and-swap with acquire, clearing an
+atomic "and" with release, and the two pair: the new owner sees all that the
+last one wrote.  There is no lock and no log, so a thread that stops between any
+two instructions leaves at worst bits set that nobody owns.
+
+512 frames make a chunk, whose bits are one cache line.  A lane (lane.h) reserves
+a chunk to itself and allocates there, so that threads don't meet on the same
+line; when others have nothing left they take from it all the same.  The free
+frames of a chunk are the sum of its own counter and, where a lane has reserved
+it, of the lane's, which costs no atomic operation.  The counters guide the
+search, the bits decide.  The structure is that of LLFree (Wrenger et al.,
+"LLFree: Scalable and Optionally-Persistent Page-Frame Allocation", USENIX ATC
+2023), with one level of counters.
+
+What was given back last is given out first: its memory is still in the cache.
+So a lane keeps one frame that its thread has given back: the bit stays set and
+the next allocation takes the frame from the lane.  Everybody else who can't find
+enough free frames, or wants that very one, takes it from there too: the lane's
+thread stores a frame only where there is none and everybody takes by exchange,
+so nobody overwrites anybody.
+Runs are found first-fit, from the bottom, so that long runs survive at the top.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+from pageframe._core.arena cimport (
+    PF_CHUNK, PF_CHUNK_SHIFT, PF_CHUNK_WORDS, pf_arena, pf_bytes_at, pf_chunk, pf_ctz, pf_highest,
+    pf_lane, pf_mask, pf_popcount, pf_slot_at, PF_LANES)
+from pageframe._core.slot cimport (
+    pf_add_relaxed_i32, pf_and_release_u64, pf_cas_acquire_u32, pf_cas_acquire_u64,
+    pf_exchange_i32, pf_exchange_u64, pf_load_relaxed_i32, pf_load_relaxed_u32, pf_load_relaxed_u64,
+    pf_store_relaxed_i32, pf_store_relaxed_u32, pf_store_relaxed_u64, pf_store_release_u64)
+
+cdef extern from "lane.h" nogil:
+    int pf_lane_setup()
+    int pf_lane_number()
+
+cdef extern from "<sys/mman.h>" nogil:
+    int madvise(void *, size_t, int)
+    int MADV_DONTNEED
+
+cdef enum:
+    WORD_SHIFT = 6
+    WORD_BITS = 64
+
+if pf_lane_setup() != 0:
+    raise ImportError("no thread-specific key is left for the allocator's lanes")
+
+
+cdef inline pf_lane *my_lane(pf_arena *a) noexcept nogil:
+    cdef int number = pf_lane_number()
+    return &a.lanes[number] if number >= 0 else NULL
+
+
+cdef inline void tally(pf_arena *a, pf_lane *lane, uint64_t word, int32_t frames) noexcept nogil:
+    """Count frames given back to (or, negative, taken from) the chunk of a word.
+
+    Relaxed: counters are hints and order nothing.
+    """
+    cdef uint64_t chunk = word // PF_CHUNK_WORDS
+    if lane != NULL and lane.chunk == chunk + 1:
+        pf_store_relaxed_i32(&lane.free, lane.free + frames)
+    else:
+        pf_add_relaxed_i32(&a.chunks[chunk].free, frames)
+
+
+cdef int setup_bits(pf_arena *a) noexcept nogil:
+    """Every frame free; the bits past the last frame are set for good."""
+    cdef uint64_t chunk
+    cdef uint64_t end = a.chunk_count * PF_CHUNK
+    for chunk in range(a.chunk_count):
+        a.chunks[chunk].free = PF_CHUNK
+    return reserve_frames(a, a.frames, end - a.frames)
+
+
+cdef int reserve_frames(pf_arena *a, uint64_t first, uint64_t count) noexcept nogil:
+    """Take frames for good while the arena is being made."""
+    cdef uint64_t frame
+    for frame in range(first, first + count):
+        a.bits[frame >> WORD_SHIFT] |= 1ull << (frame & (WORD_BITS - 1))
+        a.chunks[frame >> PF_CHUNK_SHIFT].free -= 1
+    return 0
+
+
+# -- single frames -----------------------------------------------------------------------------
+
+cdef inline int64_t claim_in_word(pf_arena *a, uint64_t word, uint64_t preferred) noexcept nogil:
+    """Claim a free frame of a word, the preferred bit if it is free."""
+    cdef uint64_t *p = &a.bits[word]
+    cdef uint64_t old = pf_load_relaxed_u64(p)
+    cdef uint64_t bit
+    while ~old:
+        bit = preferred & ~old
+        if bit == 0:
+            bit = ~old & (old + 1)      # the lowest free one
+        if pf_cas_acquire_u64(p, old, old | bit):
+            return (word << WORD_SHIFT) + pf_ctz(bit)
+        old = pf_load_relaxed_u64(p)
+    return -1
+
+
+cdef int64_t claim_in_chunk(pf_arena *a, uint64_t chunk) noexcept nogil:
+    cdef uint64_t word
+    cdef int64_t frame
+    for word in range(chunk * PF_CHUNK_WORDS, (chunk + 1) * PF_CHUNK_WORDS):
+        frame = claim_in_word(a, word, 0)
+        if frame >= 0:
+            return frame
+    return -1
+
+
+cdef bint lane_reserve(pf_arena *a, pf_lane *lane, uint64_t chunk) noexcept nogil:
+    """Make a chunk the lane's own, unless another lane has it."""
+    cdef pf_chunk *c
+    if not pf_cas_acquire_u32(&a.chunks[chunk].lane, 0, <uint32_t>(lane - a.lanes) + 1):
+        return False
+    if lane.chunk:
+        c = &a.chunks[lane.chunk - 1]
+        pf_add_relaxed_i32(&c.free, lane.free)
+        pf_store_relaxed_u32(&c.lane, 0)
+    pf_store_relaxed_u32(&lane.chunk, chunk + 1)
+    pf_store_relaxed_i32(&lane.free, pf_exchange_i32(&a.chunks[chunk].free, 0))
+    return True
+
+
+cdef int64_t claim_searching(pf_arena *a, pf_lane *lane) noexcept nogil:
+    """The slow path: the rest of the lane's chunk, another chunk, anything at all."""
+    cdef uint64_t start = 0
+    cdef uint64_t i, chunk
+    cdef int64_t frame
+    if lane != NULL:
+        if lane.chunk:
+            # Frames of this chunk that other lanes have given back count from now on.
+            start = lane.chunk - 1
+            pf_store_relaxed_i32(
+                &lane.free, lane.free + pf_exchange_i32(&a.chunks[start].free, 0))
+            if lane.free > 0:
+                frame = claim_in_chunk(a, start)
+                if frame >= 0:
+                    return frame
+        else:
+            # Lanes begin far from each other, so that their counters don't share a line.
+            start = <uint64_t>(lane - a.lanes) * 7 * a.chunk_count // 64 % a.chunk_count
+        for i in range(a.chunk_count):
+            chunk = start + i
+            if chunk >= a.chunk_count:
+                chunk -= a.chunk_count
+            if (pf_load_relaxed_i32(&a.chunks[chunk].free) > 0
+                    and pf_load_relaxed_u32(&a.chunks[chunk].lane) == 0
+                    and lane_reserve(a, lane, chunk)):
+                frame = claim_in_chunk(a, chunk)
+                if frame >= 0:
+                    return frame
+    for i in range(a.chunk_count):
+        chunk = start + i
+        if chunk >= a.chunk_count:
+            chunk -= a.chunk_count
+        frame = claim_in_chunk(a, chunk)
+        if frame >= 0:
+            return frame
+    return -1
+
+
+cdef int64_t claim_one(pf_arena *a) noexcept nogil:
+    """Claim any free frame; -1 if there is none."""
+    cdef pf_lane *lane = my_lane(a)
+    cdef uint64_t hint = 0
+    cdef uint64_t kept
+    cdef int64_t frame
+    if lane != NULL:
+        if pf_load_relaxed_u64(&lane.kept):
+            # Acquire pairs with the release in give_back(); an exchange, since
+            # others may take the frame at the same time.
+            kept = pf_exchange_u64(&lane.kept, 0)
+            if kept:
+                return kept - 1
+        hint = lane.hint
+    frame = claim_in_word(a, hint >> WORD_SHIFT, 1ull << (hint & (WORD_BITS - 1)))
+    if frame < 0:
+        frame = claim_searching(a, lane)
+        if frame < 0:
+            if take_kept(a) == 0:
+                return -1
+            return claim_one(a)
+        if lane != NULL:
+            pf_store_relaxed_u64(&lane.hint, frame)
+    tally(a, lane, frame >> WORD_SHIFT, -1)
+    return frame
+
+
+cdef void give_back(pf_arena *a, uint64_t frame) noexcept nogil:
+    """Give back a frame whose slot is UNUSED: the lane keeps it, or its bit is cleared."""
+    cdef pf_lane *lane = my_lane(a)
+    if lane != NULL and pf_load_relaxed_u64(&lane.kept) == 0:
+        # Release: whoever takes the frame sees its slot as we left it.
+        pf_store_release_u64(&lane.kept, frame + 1)
+    else:
+        give_back_mask(a, frame >> WORD_SHIFT, 1ull << (frame & (WORD_BITS - 1)))
+
+
+cdef uint64_t take_kept(pf_arena *a) noexcept nogil:
+    """Give back the frames that lanes keep; returns how many there were."""
+    cdef uint64_t taken = 0
+    cdef uint64_t i, kept
+    for i in range(PF_LANES):
+        if pf_load_relaxed_u64(&a.lanes[i].kept):
+            kept = pf_exchange_u64(&a.lanes[i].kept, 0)
+            if kept:
+                give_back_mask(a, (kept - 1) >> WORD_SHIFT, 1ull << ((kept - 1) & (WORD_BITS - 1)))
+                taken += 1
+    return taken
+
+
+# -- runs --------------------------------------------------------------------------------------
+
+cdef bint claim_mask(pf_arena *a, uint64_t word, uint64_t mask) noexcept nogil:
+    """Claim all of a mask's frames, or none."""
+    cdef uint64_t *p = &a.bits[word]
+    cdef uint64_t old = pf_load_relaxed_u64(p)
+    while old & mask == 0:
+        if pf_cas_acquire_u64(p, old, old | mask):
+            tally(a, my_lane(a), word, -<int32_t>pf_popcount(mask))
+            return True
+        old = pf_load_relaxed_u64(p)
+    return False
+
+
+cdef void give_back_mask(pf_arena *a, uint64_t word, uint64_t mask) noexcept nogil:
+    cdef pf_lane *lane = my_lane(a)
+    pf_and_release_u64(&a.bits[word], ~mask)
+    tally(a, lane, word, pf_popcount(mask))
+    if lane != NULL:
+        pf_store_relaxed_u64(&lane.hint, (word << WORD_SHIFT) + pf_ctz(mask))
+
+
+cdef inline uint64_t word_mask(uint64_t frame, uint64_t stop) noexcept nogil:
+    """The bits from frame to the end of its word, or to stop if that comes first."""
+    cdef unsigned first = frame & (WORD_BITS - 1)
+    return pf_mask(first, min(<uint64_t>(WORD_BITS - first), stop - frame))
+
+
+cdef uint64_t claim_range(pf_arena *a, uint64_t first, uint64_t count) noexcept nogil:
+    """Claim frames first .. first + count - 1, word by word.
+
+    Returns count; or, when another owner holds a word of them, how many could be
+    claimed before that, all of which are given back.
+    """
+    cdef uint64_t frame = first
+    cdef uint64_t stop = first + count
+    cdef uint64_t mask
+    while frame < stop:
+        mask = word_mask(frame, stop)
+        if not claim_mask(a, frame >> WORD_SHIFT, mask):
+            if take_kept(a):
+                continue
+            give_back_range(a, first, frame - first)
+            return frame - first
+        frame += pf_popcount(mask)
+    return count
+
+
+cdef void give_back_range(pf_arena *a, uint64_t first, uint64_t count) noexcept nogil:
+    """Clear the bits of a run; the lane's hint ends at its first frame."""
+    cdef uint64_t frame = first + count
+    cdef uint64_t start
+    while frame > first:
+        start = max(first, (frame - 1) & ~<uint64_t>(WORD_BITS - 1))
+        give_back_mask(a, start >> WORD_SHIFT, word_mask(start, frame))
+        frame = start
+
+
+cdef uint64_t next_bit(const pf_arena *a, uint64_t frame, uint64_t stop, bint taken) noexcept nogil:
+    """The first frame in frame .. stop - 1 that is taken (or free); stop if none is."""
+    cdef uint64_t flip = 0 if taken else ~0ull
+    cdef uint64_t word = frame >> WORD_SHIFT
+    cdef uint64_t bits
+    if frame >= stop:
+        return stop
+    bits = (pf_load_relaxed_u64(&a.bits[word]) ^ flip) & (~0ull << (frame & (WORD_BITS - 1)))
+    while bits == 0:
+        word += 1
+        if word << WORD_SHIFT >= stop:
+            return stop
+        bits = pf_load_relaxed_u64(&a.bits[word]) ^ flip
+    return min(stop, (word << WORD_SHIFT) + pf_ctz(bits))
+
+
+cdef int64_t claim_run(pf_arena *a, uint64_t count, uint64_t align) noexcept nogil:
+    """Claim a run of frames that begins at a multiple of align; -1 if there is none.
+
+    A run may be of any length and cross words and chunks; it is claimed word by
+    word and given back if another owner comes between.
+    """
+    cdef pf_lane *lane = my_lane(a)
+    cdef uint64_t start, taken, done
+    if lane != NULL and lane.hint % align == 0 and lane.hint + count <= a.frames:
+        # What was given back last, if it fits again: it is warm.
+        start = lane.hint
+        if next_bit(a, start, start + count, True) == start + count:
+            if claim_range(a, start, count) == count:
+                return start
+    start = 0
+    while start + count <= a.frames:
+        taken = next_bit(a, start, start + count, True)
+        if taken == start + count:
+            done = claim_range(a, start, count)
+            if done == count:
+                return start
+            taken = start + done
+        start = next_bit(a, taken + 1, a.frames, False)
+        start = (start + align - 1) // align * align
+    return claim_run(a, count, align) if take_kept(a) else -1
+
+
+# -- many scattered frames ---------------------------------------------------------------------
+
+cdef uint64_t claim_many(pf_arena *a, uint64_t count_wanted, uint64_t *frames) noexcept nogil:
+    """Claim any frames, a word at a time; returns how many there were.
+
+    Goes round once from the frame given back last.
+    """
+    cdef pf_lane *lane = my_lane(a)
+    cdef uint64_t words = a.chunk_count * PF_CHUNK_WORDS
+    cdef uint64_t word = (lane.hint if lane != NULL else 0) >> WORD_SHIFT
+    cdef uint64_t got = 0
+    cdef uint64_t i, old, take
+    for i in range(words + 1):
+        if got == count_wanted:
+            break
+        old = pf_load_relaxed_u64(&a.bits[word])
+        while ~old:
+            take = ~old
+            while pf_popcount(take) > count_wanted - got:     # keep the lowest ones
+                take ^= pf_highest(take)
+            if pf_cas_acquire_u64(&a.bits[word], old, old | take):
+                tally(a, lane, word, -<int32_t>pf_popcount(take))
+                while take:
+                    frames[got] = (word << WORD_SHIFT) + pf_ctz(take)
+                    got += 1
+                    take &= take - 1
+                break
+            old = pf_load_relaxed_u64(&a.bits[word])
+        word += 1
+        if word == words:
+            word = 0
+    if got < count_wanted and take_kept(a):
+        got += claim_many(a, count_wanted - got, frames + got)
+    return got
+
+
+# -- the whole arena ---------------------------------------------------------------------------
+
+cdef int64_t free_frames(const pf_arena *a) noexcept nogil:
+    """Free frames by the counters: exact at rest."""
+    cdef int64_t total = 0
+    cdef uint64_t i
+    for i in range(a.chunk_count):
+        total += pf_load_relaxed_i32(&a.chunks[i].free)
+    for i in range(PF_LANES):
+        total += pf_load_relaxed_i32(&a.lanes[i].free)
+        total += pf_load_relaxed_u64(&a.lanes[i].kept) != 0
+    return max(total, 0)
+
+
+cdef uint64_t longest_free_run(pf_arena *a) noexcept nogil:
+    cdef uint64_t longest = 0
+    cdef uint64_t start, stop
+    take_kept(a)
+    start = next_bit(a, 0, a.frames, False)
+    while start < a.frames:
+        stop = next_bit(a, start, a.frames, True)
+        longest = max(longest, stop - start)
+        start = next_bit(a, stop, a.frames, False)
+    return longest
+
+
+cdef uint64_t trim(pf_arena *a) noexcept nogil:
+    """Give the memory of free frames back to the system; returns how many frames.
+
+    Claims a run, a chunk at the most, while its memory goes: nobody gets a frame
+    of it in between, and few frames are away at any time.
+    """
+    cdef uint64_t trimmed = 0
+    cdef uint64_t start, stop, frame
+    take_kept(a)
+    start = next_bit(a, 0, a.frames, False)
+    while start < a.frames:
+        stop = next_bit(a, start, min(a.frames, start + PF_CHUNK), True)
+        if claim_range(a, start, stop - start) == stop - start:
+            if madvise(pf_bytes_at(a, start), (stop - start) << a.page_shift, MADV_DONTNEED) == 0:
+                for frame in range(start, stop):
+                    trimmed += pf_slot_at(a, frame).type_id != 0
+                    pf_slot_at(a, frame).type_id = 0
+            give_back_range(a, start, stop - start)
+        start = next_bit(a, stop, a.frames, False)
+    return trimmed

@@ -1,0 +1,181 @@
+/* This Source Code Form is subject to the terms of the Mozilla Public
+ * License, v. 2.0. If a copy of the MPL was not distributed with this
+ * file, You can obtain one at https://mozilla.org/MPL/2.0/. */
+
+/* What lies in an arena, and how this process finds it.
+ *
+ *   paddr 0: header | type registry | clients | bitfield | chunks | slots | ledgers
+ *
+ * Everything in the arena is an offset or an index.  The header is at paddr 0;
+ * the early allocator places the other tables in usable regions and the header
+ * says where.  `pf_arena` is this process's own view: the only pointers.
+ */
+#ifndef PAGEFRAME_ARENA_H
+#define PAGEFRAME_ARENA_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "slot.h"
+
+#define PF_MAGIC UINT64_C(0x00454d4152464750) /* "PGFRAME\0", little endian */
+#define PF_VERSION 1
+#define PF_BYTE_ORDER UINT32_C(0x01020304)
+#define PF_TABLE_ALIGN 4096
+
+/* The tables, in the order in which they are placed. */
+enum {
+    PF_TABLE_HEADER,
+    PF_TABLE_TYPES,
+    PF_TABLE_CLIENTS,
+    PF_TABLE_BITS,
+    PF_TABLE_CHUNKS,
+    PF_TABLE_SLOTS,
+    PF_TABLE_LEDGERS,
+    PF_TABLES
+};
+
+typedef struct {
+    uint64_t offset;
+    uint64_t size;
+} pf_table;
+
+typedef struct {
+    /* Never changes after creation; covered by the checksum. */
+    uint64_t magic;
+    uint32_t version;
+    uint32_t byte_order;
+    uint64_t size;
+    uint64_t frames;
+    uint32_t page_size;
+    uint32_t slot_size;
+    uint32_t type_capacity;
+    uint32_t client_capacity;
+    pf_table tables[PF_TABLES];
+    uint64_t checksum; /* FNV-1a over everything above */
+    unsigned char pad[256 - 168];
+    /* Changes while the arena lives, each on a cache line of its own. */
+    uint32_t type_count;
+    unsigned char pad2[60];
+    uint32_t last_list_id;
+    unsigned char pad3[60];
+} pf_header;
+
+_Static_assert(offsetof(pf_header, tables) == 48, "no padding before the tables");
+_Static_assert(offsetof(pf_header, checksum) == 160, "tables are 7 * 16 bytes");
+_Static_assert(offsetof(pf_header, type_count) == 256, "own cache line");
+_Static_assert(offsetof(pf_header, last_list_id) == 320, "own cache line");
+_Static_assert(sizeof(pf_header) <= PF_TABLE_ALIGN, "the header fits its place");
+
+#define PF_TYPE_NAME 224
+
+/* A metadata type: what every process must agree on about it. */
+typedef struct {
+    uint64_t fingerprint;
+    uint32_t size;
+    uint32_t flags;
+    unsigned char reserved[16];
+    char name[PF_TYPE_NAME];
+} pf_type;
+
+_Static_assert(sizeof(pf_type) == 256, "a registry entry");
+
+/* Flags of a metadata type. */
+#define PF_UNTYPED 1u
+#define PF_LINKED 2u
+#define PF_ON_DROP 4u
+#define PF_ARENA 8u /* the arena's own: holds a count that nobody can drop */
+
+/* 512 frames: their bits are one cache line. */
+#define PF_CHUNK 512
+#define PF_CHUNK_SHIFT 9
+#define PF_CHUNK_WORDS 8
+
+/* Free frames of a chunk that its lane has not counted itself, and which lane
+ * has the chunk reserved (number + 1; 0: none). */
+typedef struct {
+    int32_t free;
+    uint32_t lane;
+} pf_chunk;
+
+_Static_assert(sizeof(pf_chunk) == 8, "a chunk's counters");
+
+/* A thread's place in the arena.  Only its thread writes it, except that anybody
+ * may take the frame that it keeps (from nonzero to 0, by exchange). */
+typedef struct {
+    uint64_t kept;  /* frame + 1, reserved to the lane: its bit is set; 0: none */
+    uint64_t hint;  /* frame whose bit was cleared last: still warm in the cache */
+    uint32_t chunk; /* reserved chunk + 1; 0: none */
+    int32_t free;   /* its free frames, as far as counted here */
+    unsigned char pad[40];
+} pf_lane;
+
+_Static_assert(sizeof(pf_lane) == 64, "a lane is a cache line");
+
+#define PF_LANES 64
+
+/* What nogil code needs to know of a type, by type id. */
+typedef struct {
+    uint32_t size;
+    uint32_t flags;
+} pf_type_info;
+
+typedef struct {
+    unsigned char *base;   /* paddr 0 */
+    uint64_t size;
+    uint64_t frames;
+    uint64_t chunk_count;
+    uint32_t page_shift;
+    uint32_t slot_shift;
+    int open;
+    uint32_t views;        /* arrays over the arena's tables */
+    pf_header *header;
+    pf_type *types;
+    uint64_t *bits;
+    pf_chunk *chunks;
+    unsigned char *slots;
+    pf_lane *lanes;        /* process-local while the arena is private */
+    uint32_t *raw;         /* raw references of this process, by frame */
+    pf_type_info *type_info;
+} pf_arena;
+
+static inline pf_slot *pf_slot_at(const pf_arena *a, uint64_t frame) {
+    return (pf_slot *)(a->slots + (frame << a->slot_shift));
+}
+
+static inline uint64_t pf_frame_of(const pf_arena *a, const pf_slot *s) {
+    return (uint64_t)((const unsigned char *)s - a->slots) >> a->slot_shift;
+}
+
+static inline unsigned char *pf_bytes_at(const pf_arena *a, uint64_t frame) {
+    return a->base + (frame << a->page_shift);
+}
+
+static inline uint32_t pf_type_flags(const pf_arena *a, const pf_slot *s) {
+    return a->type_info[s->type_id].flags;
+}
+
+/* FNV-1a, 64 bits: http://www.isthe.com/chongo/tech/comp/fnv/ */
+static inline uint64_t pf_fnv1a(const void *data, size_t size) {
+    const unsigned char *p = data;
+    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+    for (size_t i = 0; i < size; i++)
+        hash = (hash ^ p[i]) * UINT64_C(0x100000001b3);
+    return hash;
+}
+
+static inline uint64_t pf_header_checksum(const pf_header *h) {
+    return pf_fnv1a(h, offsetof(pf_header, checksum));
+}
+
+/* Bits first .. first + count - 1 of a word; 1 <= count <= 64. */
+static inline uint64_t pf_mask(unsigned first, unsigned count) {
+    return (UINT64_MAX >> (64 - count)) << first;
+}
+
+static inline unsigned pf_ctz(uint64_t w) { return (unsigned)__builtin_ctzll(w); }
+static inline unsigned pf_popcount(uint64_t w) { return (unsigned)__builtin_popcountll(w); }
+static inline uint64_t pf_highest(uint64_t w) { return UINT64_C(1) << (63 - __builtin_clzll(w)); }
+
+#endif

@@ -1,0 +1,132 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+from pageframe._core.slot cimport pf_slot
+
+
+cdef extern from "arena.h" nogil:
+    enum:
+        PF_VERSION
+        PF_TABLE_ALIGN
+        PF_TABLE_HEADER
+        PF_TABLE_TYPES
+        PF_TABLE_CLIENTS
+        PF_TABLE_BITS
+        PF_TABLE_CHUNKS
+        PF_TABLE_SLOTS
+        PF_TABLE_LEDGERS
+        PF_TABLES
+        PF_TYPE_NAME
+        PF_UNTYPED
+        PF_LINKED
+        PF_ON_DROP
+        PF_ARENA
+        PF_CHUNK
+        PF_CHUNK_SHIFT
+        PF_CHUNK_WORDS
+        PF_LANES
+    const uint64_t PF_MAGIC
+    const uint32_t PF_BYTE_ORDER
+
+    ctypedef struct pf_table:
+        uint64_t offset
+        uint64_t size
+
+    ctypedef struct pf_header:
+        uint64_t magic
+        uint32_t version
+        uint32_t byte_order
+        uint64_t size
+        uint64_t frames
+        uint32_t page_size
+        uint32_t slot_size
+        uint32_t type_capacity
+        uint32_t client_capacity
+        pf_table tables[7]
+        uint64_t checksum
+        uint32_t type_count
+        uint32_t last_list_id
+
+    ctypedef struct pf_type:
+        uint64_t fingerprint
+        uint32_t size
+        uint32_t flags
+        char name[224]
+
+    ctypedef struct pf_chunk:
+        int32_t free
+        uint32_t lane
+
+    ctypedef struct pf_lane:
+        uint64_t kept
+        uint64_t hint
+        uint32_t chunk
+        int32_t free
+
+    ctypedef struct pf_type_info:
+        uint32_t size
+        uint32_t flags
+
+    ctypedef struct pf_arena:
+        unsigned char *base
+        uint64_t size
+        uint64_t frames
+        uint64_t chunk_count
+        uint32_t page_shift
+        uint32_t slot_shift
+        bint open
+        uint32_t views
+        pf_header *header
+        pf_type *types
+        uint64_t *bits
+        pf_chunk *chunks
+        unsigned char *slots
+        pf_lane *lanes
+        uint32_t *raw
+        pf_type_info *type_info
+
+    pf_slot *pf_slot_at(const pf_arena *, uint64_t)
+    uint64_t pf_frame_of(const pf_arena *, const pf_slot *)
+    unsigned char *pf_bytes_at(const pf_arena *, uint64_t)
+    uint32_t pf_type_flags(const pf_arena *, const pf_slot *)
+    uint64_t pf_fnv1a(const void *, size_t)
+    uint64_t pf_header_checksum(const pf_header *)
+    uint64_t pf_mask(unsigned, unsigned)
+    unsigned pf_ctz(uint64_t)
+    unsigned pf_popcount(uint64_t)
+    uint64_t pf_highest(uint64_t)
+
+
+cdef class Arena:
+    """The memory of an arena and where its tables lie; see arena.pyx."""
+    cdef pf_arena a
+    cdef object __weakref__
+    cdef list classes       # type id -> class, None where this process knows none
+    cdef dict type_ids      # class -> type id
+    cdef list list_ids      # ids of dropped lists, to be used again
+    cdef object user_allocator
+    cdef tuple tables
+    cdef void *mapping
+    cdef size_t mapping_size
+    cdef size_t raw_size
+
+    cdef int map(self, uint64_t size, uint64_t page_size, uint64_t slot_size,
+                 bint populate) except -1
+    cdef int place_tables(self, object early, uint32_t types) except -1
+    cdef int release_memory(self) except -1
+    cdef int check_open(self) except -1
+    cdef int64_t frame_at(self, object paddr) except -1
+    cdef int64_t frame_stop(self, object paddr) except -1
+
+
+cdef class TableView:
+    cdef Arena mem
+    cdef object keep
+    cdef unsigned char *data
+    cdef Py_ssize_t size
+
+cdef object table_array(Arena mem, unsigned char *data, Py_ssize_t size, object dtype,
+                        object keep)

@@ -1,0 +1,195 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""The memory of an arena: mapping it, laying it out, finding frames in it.
+
+An arena is one range of bytes.  A physical address (``paddr``) is an offset
+into it and a frame number is ``paddr / page size``; paddr, slot and bytes of a
+frame follow from one another by arithmetic (arena.h).  The tables of the arena
+lie in frames of the arena, at places that the early allocator chooses and the
+header records.
+
+Closing an arena gives its memory back to the system but keeps the range of
+addresses until the last Python object that refers to the arena is gone.  So a
+thread that still runs an operation when another closes the arena meets zeroes,
+never an unmapped page.
+"""
+
+import numpy as np
+
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.number cimport PyNumber_Index
+from cpython.long cimport PyLong_AsUnsignedLongLong
+from libc.errno cimport errno
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset, strerror
+
+from pageframe._core.errors import ArenaClosedError, NotAlignedError, OutOfBoundError
+from pageframe._core.slot cimport (
+    PF_OK, PF_UNUSED, pf_add_relaxed_u32, pf_slot, pf_sub_relaxed_u32)
+
+cdef extern from "<sys/mman.h>" nogil:
+    void *mmap(void *, size_t, int, int, int, long)
+    int munmap(void *, size_t)
+    int madvise(void *, size_t, int)
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_DONTNEED
+    int MADV_POPULATE_WRITE
+    void *MAP_FAILED
+
+TABLE_NAMES = ("header", "types", "clients", "bits", "chunks", "slots", "ledgers")
+
+
+cdef void *map_anonymous(size_t size, int flags) except NULL:
+    cdef void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0)
+    if p == MAP_FAILED:
+        raise MemoryError(f"can't map {size} bytes: {strerror(errno).decode()}")
+    return p
+
+
+cdef unsigned log2(uint64_t value) noexcept:
+    cdef unsigned shift = 0
+    while value >> shift > 1:
+        shift += 1
+    return shift
+
+
+cdef class Arena:
+    def __cinit__(self, *args, **kwargs):
+        self.classes = []
+        self.type_ids = {}
+        self.list_ids = []
+        self.tables = ()
+
+    def __dealloc__(self):
+        if self.mapping != NULL:
+            munmap(self.mapping, self.mapping_size)
+        if self.a.raw != NULL:
+            munmap(self.a.raw, self.raw_size)
+        free(self.a.lanes)
+        free(self.a.type_info)
+
+    cdef int map(self, uint64_t size, uint64_t page_size, uint64_t slot_size,
+                 bint populate) except -1:
+        """Map private memory; paddr 0 is aligned to the page size."""
+        cdef uint64_t frames = size // page_size
+        cdef size_t address
+        self.mapping_size = size + page_size
+        self.mapping = map_anonymous(self.mapping_size, 0)
+        address = (<size_t>self.mapping + page_size - 1) & ~(page_size - 1)
+        self.a.base = <unsigned char *>address
+        if populate and madvise(self.a.base, size, MADV_POPULATE_WRITE) != 0:
+            raise MemoryError(f"can't populate {size} bytes: {strerror(errno).decode()}")
+        # Raw references are counted by frame; the kernel backs only what is used.
+        self.raw_size = frames * sizeof(uint32_t)
+        self.a.raw = <uint32_t *>map_anonymous(self.raw_size, MAP_NORESERVE)
+        self.a.size = size
+        self.a.frames = frames
+        self.a.chunk_count = (frames + PF_CHUNK - 1) // PF_CHUNK
+        self.a.page_shift = log2(page_size)
+        self.a.slot_shift = log2(slot_size)
+        self.a.lanes = <pf_lane *>calloc(PF_LANES, sizeof(pf_lane))
+        if self.a.lanes == NULL:
+            raise MemoryError("no memory for the lanes")
+        return 0
+
+    cdef int place_tables(self, object early, uint32_t types) except -1:
+        """Let the early allocator place the tables; write header and slots."""
+        cdef pf_arena *a = &self.a
+        cdef uint64_t slot_size = 1ull << a.slot_shift
+        cdef uint64_t frame
+        cdef pf_slot *slot
+        cdef pf_header *header = <pf_header *>a.base
+        cdef int i
+        sizes = [0] * PF_TABLES
+        sizes[PF_TABLE_HEADER] = PF_TABLE_ALIGN
+        sizes[PF_TABLE_TYPES] = types * sizeof(pf_type)
+        sizes[PF_TABLE_BITS] = a.chunk_count * PF_CHUNK_WORDS * 8
+        sizes[PF_TABLE_CHUNKS] = a.chunk_count * sizeof(pf_chunk)
+        sizes[PF_TABLE_SLOTS] = a.frames * slot_size
+        offsets = [early.alloc(size, PF_TABLE_ALIGN) if size else 0 for size in sizes]
+        if offsets[PF_TABLE_HEADER] != 0:
+            raise MemoryError("paddr 0 must be usable: the header lies there")
+        self.tables = tuple(zip(TABLE_NAMES, offsets, sizes))
+
+        header.magic = PF_MAGIC
+        header.version = PF_VERSION
+        header.byte_order = PF_BYTE_ORDER
+        header.size = a.size
+        header.frames = a.frames
+        header.page_size = 1u << a.page_shift
+        header.slot_size = slot_size
+        header.type_capacity = types
+        for i in range(PF_TABLES):
+            header.tables[i].offset = offsets[i]
+            header.tables[i].size = sizes[i]
+        header.checksum = pf_header_checksum(header)
+        a.header = header
+        a.types = <pf_type *>(a.base + header.tables[PF_TABLE_TYPES].offset)
+        a.bits = <uint64_t *>(a.base + header.tables[PF_TABLE_BITS].offset)
+        a.chunks = <pf_chunk *>(a.base + header.tables[PF_TABLE_CHUNKS].offset)
+        a.slots = a.base + header.tables[PF_TABLE_SLOTS].offset
+        a.type_info = <pf_type_info *>calloc(types + 1, sizeof(pf_type_info))
+        if a.type_info == NULL:
+            raise MemoryError("no memory for the metadata types")
+        with nogil:
+            for frame in range(a.frames):
+                pf_slot_at(a, frame).count = PF_UNUSED
+        return 0
+
+    cdef int release_memory(self) except -1:
+        """Give the memory back to the system; the addresses stay reserved."""
+        self.a.open = False
+        if madvise(self.a.base, self.a.size, MADV_DONTNEED) != 0:
+            raise OSError(errno, "can't release the arena's memory: " + strerror(errno).decode())
+        return 0
+
+    cdef int check_open(self) except -1:
+        if not self.a.open:
+            raise ArenaClosedError("the arena is closed")
+        return 0
+
+    cdef int64_t frame_at(self, object paddr) except -1:
+        """The number of the frame that starts at a paddr; alignment is checked first."""
+        self.check_open()
+        paddr = PyNumber_Index(paddr)
+        if paddr & ((1 << self.a.page_shift) - 1):
+            raise NotAlignedError(
+                f"paddr {paddr:#x} is not a multiple of the page size {1 << self.a.page_shift}")
+        if not 0 <= paddr < self.a.size:
+            raise OutOfBoundError(f"paddr {paddr:#x} is not within 0 .. {self.a.size:#x}")
+        return PyLong_AsUnsignedLongLong(paddr) >> self.a.page_shift
+
+    cdef int64_t frame_stop(self, object paddr) except -1:
+        """The number past the frames that end at a paddr; may be the arena's end."""
+        self.check_open()
+        if paddr == self.a.size:
+            return self.a.frames
+        return self.frame_at(paddr)
+
+
+cdef class TableView:
+    """Exports a table of the arena, read-only, and keeps the arena open."""
+
+    def __cinit__(self, Arena mem not None):
+        mem.check_open()
+        self.mem = mem
+        pf_add_relaxed_u32(&mem.a.views, 1)
+
+    def __dealloc__(self):
+        if self.mem is not None:
+            pf_sub_relaxed_u32(&self.mem.a.views, 1)
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.data, self.size, True, flags)
+
+
+cdef object table_array(
+        Arena mem, unsigned char *data, Py_ssize_t size, object dtype, object keep):
+    """A read-only NumPy array over a table of the arena; keeps the arena open and 'keep' alive."""
+    cdef TableView view = TableView(mem)
+    view.keep = keep
+    view.data = data
+    view.size = size
+    return np.frombuffer(view, dtype=dtype)

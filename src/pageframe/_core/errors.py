@@ -1,0 +1,77 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""The exceptions of pageframe.
+
+Every exception derives from `PageFrameError` and, where Python has a built-in
+exception for the same thing, from that one too.  Messages carry the values.
+"""
+
+
+class PageFrameError(Exception):
+    """Base of all exceptions that pageframe raises on its own account."""
+
+
+class GetFrameError(PageFrameError):
+    """A frame could not be had at a physical address."""
+
+
+class FrameInUseError(GetFrameError):
+    """The frame is in use: somebody holds at least one reference."""
+
+
+class FrameReservedError(FrameInUseError):
+    """The frame belongs to the arena itself, or to a reserved or bad region."""
+
+
+class FrameUnusedError(GetFrameError):
+    """The frame is unused: nobody holds it."""
+
+
+class FrameBusyError(GetFrameError):
+    """The frame is being built or torn down at this moment."""
+
+
+class FrameUniqueError(GetFrameError):
+    """The frame belongs to a unique frame or to a linked list."""
+
+
+class FrameGoneError(GetFrameError):
+    """The frame that was borrowed has been released since."""
+
+
+class OutOfBoundError(GetFrameError, IndexError):
+    """An address or offset lies outside the arena, segment or memory."""
+
+
+class NotAlignedError(GetFrameError, ValueError):
+    """An address or offset is not a multiple of the alignment it needs."""
+
+
+class NotRawError(GetFrameError):
+    """No raw reference to the frame was given out that could be taken back."""
+
+
+class RefCountOverflowError(GetFrameError, OverflowError):
+    """The reference count of the frame is at its maximum."""
+
+
+class OutOfFramesError(PageFrameError, MemoryError):
+    """The arena has not enough free frames, or no free run that is long enough."""
+
+
+class FrameTypeError(PageFrameError, TypeError):
+    """The metadata type is not the one asked for, or can't be used here."""
+
+
+class MovedError(PageFrameError, ValueError):
+    """The handle was dropped, or what it held was moved elsewhere."""
+
+
+class ArenaClosedError(PageFrameError, ValueError):
+    """The arena is closed."""
+
+
+class ArenaInUseError(PageFrameError, BufferError):
+    """The arena can't be closed: somebody still holds its frames or views."""

@@ -1,0 +1,213 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Frames: shared, reference-counted handles, and borrowed ones.
+
+A `Frame` holds one reference.  At run time an untyped frame is a `UFrame`,
+which exports the frame's bytes; a typed frame never does.
+
+A `FrameRef` holds none.  It works as long as the life of the frame that it was
+borrowed from, which the generation in the slot tells, and no longer.
+"""
+
+cimport cython
+from cpython.object cimport PyTypeObject
+
+from pageframe._core.arena cimport (
+    PF_UNTYPED, pf_frame_of, pf_slot_at, pf_type_flags)
+from pageframe._core.errors import FrameGoneError, FrameTypeError
+from pageframe._core.handle cimport (
+    Holder, MetaSource, begin_life, claim_exactly, export_bytes, get, held, hold_again, meta_source,
+    movable, put, raise_get, raise_moved, raw_add, raw_take, unexport_bytes)
+from pageframe._core.meta cimport class_of
+from pageframe._core.slot cimport (
+    PF_E_IN_USE, PF_E_UNIQUE, PF_OK, pf_slot_count, pf_slot_in_use, pf_slot_get,
+    pf_slot_try_unique)
+from pageframe._core.unique cimport make_unique
+
+
+cdef Frame make_frame(Arena mem, pf_slot *slot):
+    """A handle that takes over a reference."""
+    cdef Frame frame
+    if pf_type_flags(&mem.a, slot) & PF_UNTYPED:
+        frame = UFrame.__new__(UFrame)
+    else:
+        frame = Frame.__new__(Frame)
+    frame.mem = mem
+    frame.slot = slot
+    return frame
+
+
+cdef Frame clone_frame(Arena mem, uint64_t frame):
+    """A handle to a frame that is held already."""
+    cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
+    hold_again(mem, slot)
+    return make_frame(mem, slot)
+
+
+cdef int check_kind(object cls, Arena mem, uint64_t frame) except -1:
+    """UFrame's class methods give untyped frames only."""
+    cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
+    if cls is UFrame and not pf_type_flags(&mem.a, slot) & PF_UNTYPED:
+        raise FrameTypeError(
+            f"frame {frame << mem.a.page_shift:#x} is typed: {class_of(mem, slot).__name__}")
+    return 0
+
+
+@cython.no_gc
+cdef class Frame(Handle):
+    @classmethod
+    def from_unused(cls, Arena mem not None, paddr, meta=None):
+        cdef uint64_t frame = mem.frame_at(paddr)
+        cdef MetaSource source = meta_source(mem, meta)
+        cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
+        if cls is UFrame and not mem.a.type_info[source.type_id].flags & PF_UNTYPED:
+            raise FrameTypeError(f"{type(meta).__name__} is the metadata of typed frames")
+        claim_exactly(mem, frame, 1)
+        begin_life(slot, source.type_id, source.storage, source.size, 1)
+        return make_frame(mem, slot)
+
+    @classmethod
+    def from_in_use(cls, Arena mem not None, paddr):
+        cdef uint64_t number = mem.frame_at(paddr)
+        cdef Frame frame
+        get(mem, number)
+        frame = make_frame(mem, pf_slot_at(&mem.a, number))
+        check_kind(cls, mem, number)
+        return frame
+
+    @classmethod
+    def from_raw(cls, Arena mem not None, paddr):
+        cdef uint64_t number = mem.frame_at(paddr)
+        cdef pf_slot *slot = pf_slot_at(&mem.a, number)
+        raw_take(mem, number)
+        try:
+            if not pf_slot_in_use(slot):
+                raise_get(mem, number, PF_E_UNIQUE)
+            check_kind(cls, mem, number)
+        except:
+            raw_add(mem, number)
+            raise
+        return make_frame(mem, slot)
+
+    @property
+    def reference_count(self):
+        return pf_slot_count(held(self))
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def clone(self):
+        if self.slot == NULL:
+            raise_moved(self)
+        hold_again(self.mem, self.slot)
+        return make_frame(self.mem, self.slot)
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def drop(self):
+        cdef pf_slot *slot = self.slot
+        if slot == NULL:
+            raise_moved(self)
+        self.slot = NULL
+        if self.exports:
+            self.pending = slot
+        else:
+            put(self.mem, slot)
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def borrow(self):
+        cdef FrameRef ref = FrameRef.__new__(FrameRef)
+        ref.slot = held(self)
+        ref.mem = self.mem
+        ref.generation = self.slot.generation
+        ref.borrowed = True
+        return ref
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def into_raw(self):
+        cdef uint64_t frame = pf_frame_of(&self.mem.a, movable(self))
+        raw_add(self.mem, frame)
+        self.slot = NULL
+        return frame << self.mem.a.page_shift
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def try_unique(self):
+        cdef pf_slot *slot = movable(self)
+        if not pf_slot_try_unique(slot):
+            raise_get(self.mem, pf_frame_of(&self.mem.a, slot), PF_E_IN_USE)
+        self.slot = NULL
+        return make_unique(self.mem, slot)
+
+
+@cython.final
+@cython.no_gc
+cdef class UFrame(Frame):
+    @cython.critical_section
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        export_bytes(self, buffer, flags)
+
+    @cython.critical_section
+    def __releasebuffer__(self, Py_buffer *buffer):
+        cdef pf_slot *slot = unexport_bytes(self)
+        if slot != NULL:
+            put(self.mem, slot)
+
+
+@cython.final
+@cython.no_gc
+cdef class FrameRef(Handle):
+    @property
+    def reference_count(self):
+        return pf_slot_count(held(self))
+
+    @cython.always_allow_keywords(False)
+    def clone(self):
+        cdef pf_slot *slot = held(self)
+        hold_borrowed(self, slot)
+        return make_frame(self.mem, slot)
+
+    @cython.always_allow_keywords(False)
+    def borrow(self):
+        held(self)
+        return self
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        cdef pf_slot *slot = held(self)
+        hold_borrowed(self, slot)       # of the view alone: this handle has none to rest on
+        try:
+            export_bytes(self, buffer, flags)
+        except:
+            put(self.mem, slot)
+            raise
+        buffer.internal = slot
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        unexport_bytes(self)
+        put(self.mem, <pf_slot *>buffer.internal)
+
+
+cdef int hold_borrowed(FrameRef self, pf_slot *slot) except -1:
+    """Take a reference to a borrowed frame, if its life still lasts.
+
+    Between the check of the life and the increment the frame may have been
+    released and used again; then the reference is the other life's, and is
+    given back.
+    """
+    cdef int error = pf_slot_get(slot)
+    if error != PF_OK:
+        raise_get(self.mem, pf_frame_of(&self.mem.a, slot), error)
+    if slot.generation != self.generation:
+        put(self.mem, slot)
+        held(self)
+        raise FrameGoneError("the frame was released while it was being taken")
+    return 0
+
+
+# These classes add nothing to Holder that would have to be torn down or set up,
+# so its own functions serve them without going through those of the classes between.
+(<PyTypeObject *>Frame).tp_dealloc = (<PyTypeObject *>UFrame).tp_dealloc = (<PyTypeObject *>Holder).tp_dealloc
+(<PyTypeObject *>Frame).tp_new = (<PyTypeObject *>UFrame).tp_new = (<PyTypeObject *>Holder).tp_new

@@ -1,0 +1,385 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""What all handles share: how the life of a frame begins and ends, and errors.
+
+A handle holds one reference, and nobody counts a reference twice: to move it
+(``into_raw``, ``share``, pushing on a list, …) takes it out of the handle,
+which from then on raises `MovedError`.  Live views of a frame's bytes hold
+references of their own, so a handle can be dropped while they live.
+
+A frame's life begins with its allocator bit (allocator.pyx), then the slot is
+filled, then its count is published.  It ends in the opposite order: the last
+reference makes the slot busy, ``on_drop`` runs, the slot becomes UNUSED, and
+the bit is cleared.
+
+Raw references are references that no handle holds.  This process counts those
+that it has given out, so that ``from_raw`` can take back only those.
+"""
+
+import types
+
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo, PyObject_CheckBuffer
+
+import numpy as np
+
+from pageframe._core.allocator cimport (
+    claim_one, claim_range, claim_run, free_frames, give_back,
+    give_back_range, longest_free_run, next_bit)
+from pageframe._core.arena cimport (
+    PF_ARENA, PF_ON_DROP, PF_UNTYPED, pf_arena, pf_bytes_at, pf_frame_of, pf_slot_at, pf_type_flags)
+from pageframe._core.errors import (
+    FrameBusyError, FrameGoneError, FrameInUseError, FrameReservedError, FrameTypeError,
+    FrameUniqueError, FrameUnusedError, MovedError, NotRawError, OutOfFramesError,
+    RefCountOverflowError)
+from pageframe._core.io cimport VmReader, VmWriter
+from pageframe._core.meta cimport (
+    TYPE_UNTYPED, MetaView, class_of, meta_value, run_on_drop, view_slot)
+from pageframe._core.meta import FrameMetaType
+from pageframe._core.slot cimport (
+    PF_BUSY, PF_E_BUSY, PF_E_IN_USE, PF_E_OVERFLOW, PF_E_UNIQUE, PF_E_UNUSED, PF_OK, PF_UNIQUE,
+    pf_cas_acquire_u32, pf_load_relaxed_u32, pf_slot_count, pf_slot_get, pf_slot_in_use,
+    pf_slot_inc, pf_slot_publish, pf_slot_put, pf_slot_retire, pf_slot_taken)
+from pageframe._core.user_allocator cimport user_alloc, user_dealloc
+
+
+cdef int raise_moved(Holder self) except -1:
+    raise MovedError(f"this {type(self).__name__} was dropped or moved")
+
+
+cdef int raise_get(Arena mem, uint64_t frame, int error) except -1:
+    cdef uint64_t paddr = frame << mem.a.page_shift
+    cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
+    if error == PF_E_IN_USE:
+        if pf_type_flags(&mem.a, slot) & PF_ARENA:
+            raise FrameReservedError(
+                f"frame {paddr:#x} belongs to the arena: {class_of(mem, slot).__name__}")
+        raise FrameInUseError(f"frame {paddr:#x} is in use: {pf_slot_count(slot)} references")
+    if error == PF_E_UNUSED:
+        raise FrameUnusedError(f"frame {paddr:#x} is not in use")
+    if error == PF_E_UNIQUE:
+        raise FrameUniqueError(f"frame {paddr:#x} belongs to one owner")
+    if error == PF_E_BUSY:
+        raise FrameBusyError(f"frame {paddr:#x} is being built or torn down")
+    raise RefCountOverflowError(f"the reference count of frame {paddr:#x} is at its maximum")
+
+
+cdef int raise_out_of_frames(Arena mem, uint64_t count, uint64_t align) except -1:
+    wanted = "1 frame" if count == 1 else f"{count} frames"
+    if align:
+        wanted = f"a run of {wanted}" + (f" aligned to {align}" if align > 1 else "")
+    found = f"{free_frames(&mem.a)} of {mem.a.frames} are free"
+    if align:
+        found += f", the longest run has {longest_free_run(&mem.a)}"
+    raise OutOfFramesError(f"{wanted} wanted, {found}")
+
+
+cdef pf_slot *held(Handle self) except NULL:
+    """The slot of the frame that a handle has."""
+    if self.slot == NULL:
+        raise_moved(self)
+    if self.borrowed:
+        self.mem.check_open()
+        if self.slot.generation != self.generation or not pf_slot_in_use(self.slot):
+            raise FrameGoneError(
+                f"frame {pf_frame_of(&self.mem.a, self.slot) << self.mem.a.page_shift:#x} "
+                f"has been released since it was borrowed")
+    return self.slot
+
+
+cdef pf_slot *movable(Handle self) except NULL:
+    """The slot of a frame whose reference can be moved: no view rests on it."""
+    cdef pf_slot *slot = held(self)
+    if self.exports:
+        raise BufferError(f"{self!r} can't be moved: {self.exports} views of its bytes live")
+    return slot
+
+
+cdef int export_bytes(Handle self, Py_buffer *buffer, int flags) except -1:
+    """Fill in a writable buffer over the frame, which rests on the handle's reference."""
+    cdef pf_slot *slot = held(self)
+    if not pf_type_flags(&self.mem.a, slot) & PF_UNTYPED:
+        raise FrameTypeError(f"{self!r} is typed: its bytes are not exported")
+    PyBuffer_FillInfo(
+        buffer, self, pf_bytes_at(&self.mem.a, pf_frame_of(&self.mem.a, slot)),
+        1 << self.mem.a.page_shift, False, flags)
+    self.exports += 1
+    return 0
+
+
+cdef pf_slot *unexport_bytes(Handle self) noexcept:
+    """A view has gone; returns the slot to give up if its handle was dropped before."""
+    cdef pf_slot *slot = self.pending
+    self.exports -= 1
+    if self.exports:
+        return NULL
+    self.pending = NULL
+    return slot
+
+
+# -- frames to build on ------------------------------------------------------------------------
+
+cdef int64_t obtain_one(Arena mem) except -1:
+    """Claim any frame."""
+    cdef int64_t frame
+    if mem.user_allocator is not None:
+        return obtain_run(mem, 1, 1)
+    frame = claim_one(&mem.a)
+    if frame < 0:
+        raise_out_of_frames(mem, 1, 0)
+    return frame
+
+
+cdef int64_t obtain_run(Arena mem, uint64_t count, uint64_t align) except -1:
+    """Claim any run of frames."""
+    cdef int64_t first
+    if mem.user_allocator is None:
+        first = claim_run(&mem.a, count, align)
+    else:
+        first = user_alloc(mem, count, align)
+        if first >= 0:
+            claim_exactly(mem, first, count)
+    if first < 0:
+        raise_out_of_frames(mem, count, align)
+    return first
+
+
+cdef int claim_exactly(Arena mem, uint64_t first, uint64_t count) except -1:
+    """Claim these frames, all or none; the first that is taken says why not."""
+    cdef uint64_t done = claim_range(&mem.a, first, count)
+    if done < count:
+        done = min(next_bit(&mem.a, first + done, first + count, True), first + count - 1)
+        raise_get(mem, done, pf_slot_taken(pf_slot_at(&mem.a, done)))
+    return 0
+
+
+# -- lives -------------------------------------------------------------------------------------
+
+cdef void end_life(Arena mem, pf_slot *slot, bint tell) noexcept:
+    """Tear down a frame whose slot is busy and ours; tell the user's allocator of it."""
+    cdef uint64_t frame = pf_frame_of(&mem.a, slot)
+    if pf_type_flags(&mem.a, slot) & PF_ON_DROP:
+        run_on_drop(mem, slot)
+    pf_slot_retire(slot)
+    if mem.user_allocator is None:
+        give_back(&mem.a, frame)
+    else:
+        # No lane keeps the frame: the user's allocator says who gets it next.
+        give_back_range(&mem.a, frame, 1)
+        if tell:
+            user_dealloc(mem, frame, 1)
+
+
+cdef void put(Arena mem, pf_slot *slot) noexcept:
+    """Give up one reference."""
+    if mem.a.open and pf_slot_put(slot):
+        end_life(mem, slot, True)
+
+
+cdef void put_unique(Arena mem, pf_slot *slot) noexcept:
+    """Give up the ownership of a frame: its life ends."""
+    if mem.a.open:
+        pf_slot_publish(slot, PF_BUSY)
+        end_life(mem, slot, True)
+
+
+cdef void put_any(Arena mem, pf_slot *slot) noexcept:
+    """Give up what a handle has: the ownership, or one reference."""
+    if pf_slot_count(slot) == PF_UNIQUE:
+        put_unique(mem, slot)
+    else:
+        put(mem, slot)
+
+
+cdef int get(Arena mem, uint64_t frame) except -1:
+    """Take one more reference to a frame known by its number."""
+    cdef int error = pf_slot_get(pf_slot_at(&mem.a, frame))
+    if error != PF_OK:
+        raise_get(mem, frame, error)
+    return 0
+
+
+cdef int hold_again(Arena mem, pf_slot *slot) except -1:
+    """Take one more reference to a frame that is held already."""
+    if pf_slot_inc(slot) != PF_OK:
+        raise_get(mem, pf_frame_of(&mem.a, slot), PF_E_OVERFLOW)
+    return 0
+
+
+@cython.final
+cdef class MetaSource:
+    cdef const unsigned char *at(self, Py_ssize_t i) noexcept:
+        return self.storage if self.each is None else (<MetaView>self.each[i]).data
+
+
+cdef MetaSource meta_sources(Arena mem, object meta_fn):
+    """Metadata for all frames alike; or, given a callable, to be had from ask_each()."""
+    if callable(meta_fn) and not isinstance(meta_fn, FrameMetaType):
+        return MetaSource.__new__(MetaSource)
+    return meta_source(mem, meta_fn)
+
+
+cdef MetaSource meta_source(Arena mem, object meta):
+    """Metadata for all frames alike."""
+    cdef MetaSource source = MetaSource.__new__(MetaSource)
+    cdef MetaView value
+    value = meta_value(mem, meta, &source.type_id)
+    source.size = mem.a.type_info[source.type_id].size
+    if value is not None:
+        source.keep = value
+        source.storage = value.data
+    return source
+
+
+cdef int ask_each(MetaSource source, Arena mem, object meta_fn, object paddrs) except -1:
+    """Call meta_fn for every paddr; all must be of one type."""
+    cdef uint32_t type_id
+    source.each = []
+    for paddr in paddrs:
+        value = meta_value(mem, meta_fn(paddr), &type_id)
+        if value is None:
+            value = meta_value(mem, mem.classes[TYPE_UNTYPED], &type_id)
+        if source.type_id not in (0, type_id):
+            raise FrameTypeError(
+                f"metadata must be of one type: {type(source.each[0]).__name__}, then "
+                f"{type(value).__name__} at {paddr:#x}")
+        source.type_id = type_id
+        source.each.append(value)
+    source.size = mem.a.type_info[source.type_id].size
+    return 0
+
+
+# -- raw references ----------------------------------------------------------------------------
+
+cdef int raw_add(Arena mem, uint64_t frame) except -1:
+    """Count a raw reference that is given out."""
+    cdef uint32_t *raw = &mem.a.raw[frame]
+    cdef uint32_t old = pf_load_relaxed_u32(raw)
+    while old != <uint32_t>-1:
+        if pf_cas_acquire_u32(raw, old, old + 1):
+            return 0
+        old = pf_load_relaxed_u32(raw)
+    raise RefCountOverflowError(
+        f"frame {frame << mem.a.page_shift:#x} has {old} raw references, the maximum")
+
+
+cdef int raw_take(Arena mem, uint64_t frame) except -1:
+    """Take back a raw reference."""
+    cdef uint32_t *raw = &mem.a.raw[frame]
+    cdef uint32_t old = pf_load_relaxed_u32(raw)
+    while old != 0:
+        if pf_cas_acquire_u32(raw, old, old - 1):
+            return 0
+        old = pf_load_relaxed_u32(raw)
+    raise NotRawError(f"frame {frame << mem.a.page_shift:#x} has no raw reference")
+
+
+# -- classes -----------------------------------------------------------------------------------
+
+@cython.no_gc       # no cycle can pass through it: it refers to its arena alone
+@cython.freelist(256)
+cdef class Holder:
+    def __dealloc__(self):
+        if self.slot != NULL and not self.borrowed:
+            put_any(self.mem, self.slot)
+
+    def __init__(self, *args, **kwargs):
+        raise TypeError(f"a {type(self).__name__} is had from a PhysicalMemory or a class method")
+
+    @classmethod
+    def __class_getitem__(cls, item):
+        return types.GenericAlias(cls, item)
+
+    def reader(self):
+        check_bytes(self)
+        return VmReader(self)
+
+    def writer(self):
+        check_bytes(self)
+        return VmWriter(self)
+
+    def readonly(self):
+        check_bytes(self)
+        return memoryview(self).toreadonly()
+
+    def __dlpack__(self, **kwargs):
+        check_bytes(self)
+        return np.frombuffer(self, np.uint8).__dlpack__(**kwargs)
+
+    def __dlpack_device__(self):
+        check_bytes(self)
+        return (1, 0)   # kDLCPU, https://dmlc.github.io/dlpack/latest/c_api.html
+
+    def cast(self, meta_type):
+        cls = self.meta_type
+        if not issubclass(cls, meta_type):
+            raise FrameTypeError(f"{self!r} has metadata of type {cls.__name__}, not {meta_type.__name__}")
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __reduce__(self):
+        raise TypeError(f"a {type(self).__name__} of a private arena can't be pickled")
+
+
+cdef int check_bytes(object holder) except -1:
+    if not PyObject_CheckBuffer(holder):
+        raise FrameTypeError(f"a {type(holder).__name__} of typed frames does not export its bytes")
+    return 0
+
+
+@cython.no_gc
+cdef class Handle(Holder):
+
+    @property
+    def start_paddr(self):
+        return pf_frame_of(&self.mem.a, held(self)) << self.mem.a.page_shift
+
+    @property
+    def size(self):
+        held(self)
+        return 1 << self.mem.a.page_shift
+
+    @property
+    def map_level(self):
+        held(self)
+        return 1
+
+    @property
+    def generation(self):
+        return held(self).generation
+
+    @property
+    def meta(self):
+        cdef pf_slot *slot = held(self)
+        return view_slot(
+            self.mem, slot, self, &self.slot, pf_slot_count(slot) == PF_UNIQUE)
+
+    @property
+    def meta_type(self):
+        return class_of(self.mem, held(self))
+
+    def __exit__(self, *exc_info):
+        if self.slot != NULL:
+            self.drop()
+
+    def __eq__(self, other):
+        if self is other:
+            return True
+        if not isinstance(other, Handle):
+            return NotImplemented
+        if self.slot == NULL or (<Handle>other).slot == NULL:
+            return False
+        return self.slot == (<Handle>other).slot
+
+    def __hash__(self):
+        return hash(<size_t>held(self))
+
+    def __repr__(self):
+        if self.slot == NULL:
+            return f"<{type(self).__name__} moved>"
+        return (f"<{type(self).__name__} {pf_frame_of(&self.mem.a, self.slot) << self.mem.a.page_shift:#x} "
+                f"{class_of(self.mem, self.slot).__name__}>")

@@ -1,0 +1,310 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Linked lists of frames: intrusive, owning, with cursors.
+
+The links lie in the metadata of the frames, so a list needs no memory of its own
+and a frame is in one list at the most.  The list owns its frames: they are
+UNIQUE, and only the list's operations reach them.  The slot records the id of
+the list, so whether a frame is in a list, and a cursor at it, cost one read.
+
+The ghost position lies past the end and before the front.  Links are frame
+numbers; frame 0 holds the arena's header and is never in a list, so 0 means none.
+"""
+
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+
+from pageframe._core.arena cimport (
+    PF_LINKED, Arena, pf_frame_of, pf_slot_at, pf_type_flags)
+from pageframe._core.errors import FrameTypeError, MovedError, PageFrameError
+from pageframe._core.handle cimport movable, put_unique, raise_moved
+from pageframe._core.meta cimport type_id_of, view_slot
+from pageframe._core.slot cimport (
+    PF_UNIQUE, pf_add_relaxed_u32, pf_load_relaxed_u32, pf_slot, pf_slot_count,
+    pf_store_relaxed_u32)
+from pageframe._core.unique cimport UniqueFrame, make_unique
+
+
+cdef inline pf_link *links(Arena mem, uint32_t frame) noexcept:
+    return <pf_link *>&pf_slot_at(&mem.a, frame).storage[0]
+
+
+cdef uint32_t new_list_id(Arena mem) except 0:
+    """An id that no live list of the arena has; those of dropped lists are used again."""
+    cdef uint32_t list_id
+    try:
+        return mem.list_ids.pop()
+    except IndexError:
+        list_id = pf_add_relaxed_u32(&mem.a.header.last_list_id, 1) + 1
+    if list_id == 0:
+        pf_store_relaxed_u32(&mem.a.header.last_list_id, <uint32_t>-1)
+        raise PageFrameError(f"the arena has had {2 ** 32 - 1} lists at once, the maximum")
+    return list_id
+
+
+@cython.final
+@cython.no_gc
+cdef class LinkedList(Holder):
+    def __init__(self, Arena mem not None, meta_type):
+        mem.check_open()
+        if self.list_id:
+            raise TypeError("this list is initialised already")
+        type_id = type_id_of(mem, meta_type)
+        if not mem.a.type_info[type_id].flags & PF_LINKED:
+            raise FrameTypeError(f"{meta_type.__name__} can't be in a list: it does not mix in Link")
+        self.list_id = new_list_id(mem)
+        self.mem = mem
+        self.meta_type = meta_type
+        self.type_id = type_id
+
+    def __dealloc__(self):
+        if self.list_id:
+            release(self)
+
+    cdef int check(self) except -1:
+        if self.list_id == 0:
+            raise_moved(self)
+        self.mem.check_open()
+        return 0
+
+    cdef uint32_t find(self, object paddr) except? 0:
+        """The number of the frame at a paddr if it is in this list, else 0."""
+        cdef uint64_t frame
+        self.check()
+        try:
+            frame = paddr
+        except (OverflowError, TypeError):
+            frame = <uint64_t>-1
+        if frame & ((1ull << self.mem.a.page_shift) - 1) or frame >= self.mem.a.size:
+            return 0
+        frame >>= self.mem.a.page_shift
+        # Relaxed: only this list's operations write its id, and one thread at a
+        # time runs them.
+        if pf_load_relaxed_u32(&pf_slot_at(&self.mem.a, frame).list_id) != self.list_id:
+            return 0
+        return frame
+
+    cdef void insert(self, uint32_t frame, uint32_t before) noexcept:
+        """Link a frame in before another one, or at the back (before 0)."""
+        cdef uint32_t prev = links(self.mem, before).prev if before else self.back
+        links(self.mem, frame).prev = prev
+        links(self.mem, frame).next = before
+        if prev:
+            links(self.mem, prev).next = frame
+        else:
+            self.front = frame
+        if before:
+            links(self.mem, before).prev = frame
+        else:
+            self.back = frame
+
+    cdef void remove(self, uint32_t frame) noexcept:
+        """Unlink a frame."""
+        cdef pf_link *link = links(self.mem, frame)
+        if link.prev:
+            links(self.mem, link.prev).next = link.next
+        else:
+            self.front = link.next
+        if link.next:
+            links(self.mem, link.next).prev = link.prev
+        else:
+            self.back = link.prev
+        link.prev = link.next = 0
+
+    cdef pf_slot *take(self, uint32_t frame) noexcept:
+        """Unlink a frame and give up the ownership of it."""
+        cdef pf_slot *slot = pf_slot_at(&self.mem.a, frame)
+        self.remove(frame)
+        pf_store_relaxed_u32(&slot.list_id, 0)
+        self.count -= 1
+        return slot
+
+    cdef object cursor(self, uint32_t frame):
+        cdef Cursor cursor = Cursor.__new__(Cursor)
+        cursor.list = self
+        cursor.at = frame
+        return cursor
+
+    @cython.critical_section
+    def push_front(self, UniqueFrame frame not None):
+        push(self, frame, self.front)
+
+    @cython.critical_section
+    def push_back(self, UniqueFrame frame not None):
+        push(self, frame, 0)
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def pop_front(self):
+        self.check()
+        return make_unique(self.mem, self.take(self.front)) if self.front else None
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def pop_back(self):
+        self.check()
+        return make_unique(self.mem, self.take(self.back)) if self.back else None
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def cursor_front(self):
+        self.check()
+        return self.cursor(self.front)
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def cursor_back(self):
+        self.check()
+        return self.cursor(self.back)
+
+    @cython.critical_section
+    def cursor_at(self, paddr):
+        cdef uint32_t frame = self.find(paddr)
+        return self.cursor(frame) if frame else None
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def drop(self):
+        self.check()
+        release(self)
+
+    def __len__(self):
+        self.check()
+        return self.count
+
+    @cython.critical_section
+    def __contains__(self, paddr):
+        return self.find(paddr) != 0
+
+    def __iter__(self):
+        cdef Cursor cursor = self.cursor_front()
+        while True:
+            paddr = cursor.paddr
+            if paddr is None:
+                return
+            yield paddr
+            cursor.move_next()
+
+    def __exit__(self, *exc_info):
+        if self.list_id:
+            self.drop()
+
+    def __repr__(self):
+        if self.list_id == 0:
+            return "<LinkedList dropped>"
+        return f"<LinkedList of {self.count} frames {self.meta_type.__name__}>"
+
+
+cdef int push(LinkedList self, UniqueFrame frame, uint32_t before) except -1:
+    """Take a frame into the list, before another one or at the back."""
+    cdef pf_slot *slot
+    self.check()
+    slot = movable(frame)
+    if frame.mem is not self.mem:
+        raise FrameTypeError(f"{frame!r} belongs to another arena than the list")
+    if slot.type_id != self.type_id:
+        raise FrameTypeError(f"{frame!r} is no {self.meta_type.__name__}")
+    frame.slot = NULL
+    self.insert(pf_frame_of(&self.mem.a, slot), before)
+    pf_store_relaxed_u32(&slot.list_id, self.list_id)
+    self.count += 1
+    return 0
+
+
+cdef void release(LinkedList self) noexcept:
+    """Free the frames, front first; on_drop finds each out of the list."""
+    cdef uint32_t list_id = self.list_id
+    self.list_id = 0
+    if self.mem.a.open:
+        while self.front:
+            put_unique(self.mem, self.take(self.front))
+        self.mem.list_ids.append(list_id)
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(64)
+cdef class Cursor:
+    def __init__(self, *args, **kwargs):
+        raise TypeError("a Cursor is had from a LinkedList")
+
+    cdef int check(self) except -1:
+        if self.list is None:
+            raise MovedError("this Cursor belongs to no list")
+        self.list.check()
+        if self.at and pf_load_relaxed_u32(
+                &pf_slot_at(&self.list.mem.a, self.at).list_id) != self.list.list_id:
+            raise MovedError(
+                f"frame {<uint64_t>self.at << self.list.mem.a.page_shift:#x} at this cursor was "
+                "taken out of the list")
+        return 0
+
+    @property
+    def paddr(self):
+        self.check()
+        return <uint64_t>self.at << self.list.mem.a.page_shift if self.at else None
+
+    @cython.always_allow_keywords(False)
+    def move_next(self):
+        with cython.critical_section(self.list):
+            self.check()
+            self.at = links(self.list.mem, self.at).next if self.at else self.list.front
+
+    @cython.always_allow_keywords(False)
+    def move_prev(self):
+        with cython.critical_section(self.list):
+            self.check()
+            self.at = links(self.list.mem, self.at).prev if self.at else self.list.back
+
+    @property
+    def current_meta(self):
+        cdef pf_slot *slot
+        self.check()
+        if not self.at:
+            return None
+        slot = pf_slot_at(&self.list.mem.a, self.at)
+        return view_slot(self.list.mem, slot, self.list, NULL, True)
+
+    @cython.always_allow_keywords(False)
+    def take_current(self):
+        cdef uint32_t frame
+        with cython.critical_section(self.list):
+            self.check()
+            frame = self.at
+            if not frame:
+                return None
+            self.at = links(self.list.mem, frame).next
+            return make_unique(self.list.mem, self.list.take(frame))
+
+    def insert_before(self, UniqueFrame frame not None):
+        with cython.critical_section(self.list):
+            self.check()
+            push(self.list, frame, self.at)
+
+    @cython.always_allow_keywords(False)
+    def move_to_front(self):
+        with cython.critical_section(self.list):
+            self.check()
+            relink(self.list, self.at, self.list.front)
+
+    @cython.always_allow_keywords(False)
+    def move_to_back(self):
+        with cython.critical_section(self.list):
+            self.check()
+            relink(self.list, self.at, 0)
+
+    def __reduce__(self):
+        raise TypeError("a Cursor can't be pickled")
+
+    def __repr__(self):
+        self.check()
+        return f"<Cursor at {self.paddr:#x}>" if self.at else "<Cursor at the ghost position>"
+
+
+cdef void relink(LinkedList self, uint32_t frame, uint32_t before) noexcept:
+    """Move a frame within the list, before another one or to the back."""
+    if frame and frame != before:
+        self.remove(frame)
+        self.insert(frame, before)

@@ -1,0 +1,14 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+from libc.stdint cimport uint64_t
+
+from pageframe._core.arena cimport Arena
+
+
+cdef class PhysicalMemory(Arena):
+    """An arena of page frames."""
+    cdef uint64_t own_frames    # of the tables, and of reserved and bad regions
+
+    cdef uint64_t wanted(self, object n, object align) except 0

@@ -1,0 +1,43 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+
+from pageframe._core.arena cimport Arena, pf_arena
+from pageframe._core.slot cimport pf_slot
+
+# Ids of the types that every arena has, in the order of their registration.
+cdef enum:
+    TYPE_UNTYPED = 1
+    TYPE_META_PAGE = 2
+    TYPE_RESERVED = 3
+    TYPE_UNUSABLE = 4
+
+
+@cython.no_gc
+cdef class MetaView:
+    """The fields of one frame's metadata, or a value of them in memory of its own."""
+    cdef unsigned char *data    # first byte of the storage
+    cdef unsigned char *own     # storage of a value; NULL for a view of a slot
+    cdef pf_slot *slot          # viewed slot; NULL for a value, or when the view is over
+    cdef pf_slot **guard        # valid while this points to the slot; NULL: no such condition
+    cdef object owner           # keeps guard and arena alive
+    cdef const pf_arena *arena
+    cdef uint64_t generation
+    cdef uint32_t list_id
+    cdef bint writable
+    cdef Py_ssize_t size        # bytes that may be reached from data
+
+    cdef int check(self) except -1
+
+
+cdef MetaView view_slot(
+    Arena mem, pf_slot *slot, object owner, pf_slot **guard, bint writable)
+cdef uint32_t type_id_of(Arena mem, object cls) except 0
+cdef object class_of(Arena mem, const pf_slot *slot)
+cdef MetaView meta_value(Arena mem, object meta, uint32_t *type_id)
+cdef int register_builtin(Arena mem) except -1
+cdef void run_on_drop(Arena mem, pf_slot *slot) noexcept
+cdef object slot_dtype(Arena mem, object cls)

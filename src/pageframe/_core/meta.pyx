@@ -1,0 +1,693 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Metadata types: fields laid out in the slot of a frame.
+
+A metadata type is a class with annotations, like a dataclass.  Its layout is
+made when the class is made: fields in the order of their definition, those of
+the bases first, each at its natural alignment, with the links of a linked list
+ahead of them all where the class mixes in `Link`.
+
+An instance is one of two things.  A *value* has storage of its own: it is what
+a user constructs and what an allocation copies into the slot.  A *view* shows
+the slot of a frame: read-only while the frame can be shared, mutable while it
+is unique.  A view stops working, with an exception, when the handle it came
+from is dropped or moved.
+
+Arenas know a type by a number.  The registry in the arena records what must be
+equal wherever the arena is used: the name, the size and a fingerprint of the
+layout.  Two classes with the same name and layout are the same type; of such
+classes in one process the one defined last is used.
+"""
+
+import inspect
+import sys
+import typing
+
+cimport cython
+from cpython.number cimport PyNumber_Index
+from libc.stdint cimport (
+    int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t)
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy, memset, strlen
+
+from pageframe._core.arena cimport (
+    PF_ARENA, PF_LINKED, PF_ON_DROP, PF_TYPE_NAME, PF_UNTYPED, Arena, pf_bytes_at, pf_fnv1a,
+    pf_frame_of, pf_type)
+from pageframe._core.errors import FrameGoneError, FrameTypeError, MovedError
+from pageframe._core.io cimport VmReader, reader_over
+from pageframe._core.slot cimport (
+    PF_SLOT_HEADER, PF_SLOT_MAX, pf_add_u8, pf_add_u16, pf_add_u32, pf_add_u64, pf_cas_u8,
+    pf_cas_u16, pf_cas_u32, pf_cas_u64, pf_load_u8, pf_load_u16, pf_load_u32, pf_load_u64,
+    pf_slot, pf_store_relaxed_u32, pf_store_u8, pf_store_u16, pf_store_u32, pf_store_u64)
+
+cdef extern from "Python.h":
+    void PyErr_WriteUnraisable(object)
+    void PyErr_SetObject(object, object)
+    void PyObject_Free(void *)
+    unsigned long Py_TPFLAGS_HAVE_GC
+    ctypedef struct PyTypeObject:
+        unsigned long tp_flags
+        void (*tp_free)(void *) noexcept
+
+cdef enum Kind:
+    UNSIGNED
+    SIGNED
+    FLOAT
+    BOOL
+    BYTES
+
+cdef enum:
+    LINK_SIZE = 8   # two frame numbers of 32 bits, which linked lists write
+
+
+@cython.final
+cdef class FieldType:
+    """The type of a metadata field."""
+    cdef readonly str name
+    cdef readonly Py_ssize_t size
+    cdef readonly str format    # as NumPy spells it
+    cdef readonly bint atomic
+    cdef Kind kind
+
+    def __init__(self, *args, **kwargs):
+        raise TypeError("field types are ready-made: u8 … u64, i8 … i64, f32, f64, bool_, "
+                        "bytes_[n] and the atomic integers")
+
+    @property
+    def alignment(self):
+        return 1 if self.kind == BYTES else self.size
+
+    def __getitem__(self, size):
+        if self.kind != BYTES or self.size:
+            raise TypeError(f"{self.name} takes no size")
+        if not isinstance(size, int):
+            raise TypeError(f"bytes_[n] takes a number of bytes, not {size!r}")
+        if size < 1:
+            raise ValueError(f"bytes_[n] takes at least one byte, not {size}")
+        return field_type(f"bytes_[{size}]", BYTES, size, f"S{size}")
+
+    def __repr__(self):
+        return self.name
+
+    def __reduce__(self):
+        return self.name
+
+
+cdef FieldType field_type(str name, Kind kind, Py_ssize_t size, str format, bint atomic=False):
+    cdef FieldType t = FieldType.__new__(FieldType)
+    t.name = name
+    t.kind = kind
+    t.size = size
+    t.format = format
+    t.atomic = atomic
+    return t
+
+
+u8 = field_type("u8", UNSIGNED, 1, "u1")
+u16 = field_type("u16", UNSIGNED, 2, "u2")
+u32 = field_type("u32", UNSIGNED, 4, "u4")
+u64 = field_type("u64", UNSIGNED, 8, "u8")
+i8 = field_type("i8", SIGNED, 1, "i1")
+i16 = field_type("i16", SIGNED, 2, "i2")
+i32 = field_type("i32", SIGNED, 4, "i4")
+i64 = field_type("i64", SIGNED, 8, "i8")
+f32 = field_type("f32", FLOAT, 4, "f4")
+f64 = field_type("f64", FLOAT, 8, "f8")
+bool_ = field_type("bool_", BOOL, 1, "?")
+bytes_ = field_type("bytes_", BYTES, 0, "")
+atomic_u8 = field_type("atomic_u8", UNSIGNED, 1, "u1", True)
+atomic_u16 = field_type("atomic_u16", UNSIGNED, 2, "u2", True)
+atomic_u32 = field_type("atomic_u32", UNSIGNED, 4, "u4", True)
+atomic_u64 = field_type("atomic_u64", UNSIGNED, 8, "u8", True)
+atomic_i8 = field_type("atomic_i8", SIGNED, 1, "i1", True)
+atomic_i16 = field_type("atomic_i16", SIGNED, 2, "i2", True)
+atomic_i32 = field_type("atomic_i32", SIGNED, 4, "i4", True)
+atomic_i64 = field_type("atomic_i64", SIGNED, 8, "i8", True)
+
+
+cdef object from_word(FieldType t, uint64_t word):
+    """The Python integer that the low bytes of a word stand for."""
+    cdef int unused = 64 - 8 * t.size
+    if t.kind == SIGNED:
+        return <int64_t>(word << unused) >> unused
+    return word
+
+
+cdef int to_word(FieldType t, object value, uint64_t *word) except -1:
+    """The low bytes of a word that stand for a Python integer."""
+    cdef object bits = 8 * t.size       # a Python integer, and so is what follows
+    value = PyNumber_Index(value)
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if t.kind == SIGNED else (0, (1 << bits) - 1)
+    if not low <= value <= high:
+        raise OverflowError(f"{value} is not within {low} .. {high} of {t.name}")
+    word[0] = value & 0xFFFFFFFFFFFFFFFF
+    return 0
+
+
+# Loads and stores are atomic for every integer field: a field of the natural
+# alignment never tears, whoever writes it meanwhile.
+
+cdef uint64_t load_word(const unsigned char *p, Py_ssize_t size) noexcept nogil:
+    if size == 8:
+        return pf_load_u64(<const uint64_t *>p)
+    if size == 4:
+        return pf_load_u32(<const uint32_t *>p)
+    if size == 2:
+        return pf_load_u16(<const uint16_t *>p)
+    return pf_load_u8(p)
+
+
+cdef void store_word(unsigned char *p, Py_ssize_t size, uint64_t word) noexcept nogil:
+    if size == 8:
+        pf_store_u64(<uint64_t *>p, word)
+    elif size == 4:
+        pf_store_u32(<uint32_t *>p, <uint32_t>word)
+    elif size == 2:
+        pf_store_u16(<uint16_t *>p, <uint16_t>word)
+    else:
+        pf_store_u8(p, <uint8_t>word)
+
+
+cdef uint64_t add_word(unsigned char *p, Py_ssize_t size, uint64_t word) noexcept nogil:
+    if size == 8:
+        return pf_add_u64(<uint64_t *>p, word)
+    if size == 4:
+        return pf_add_u32(<uint32_t *>p, <uint32_t>word)
+    if size == 2:
+        return pf_add_u16(<uint16_t *>p, <uint16_t>word)
+    return pf_add_u8(p, <uint8_t>word)
+
+
+cdef bint cas_word(
+        unsigned char *p, Py_ssize_t size, uint64_t expected, uint64_t desired) noexcept nogil:
+    if size == 8:
+        return pf_cas_u64(<uint64_t *>p, expected, desired)
+    if size == 4:
+        return pf_cas_u32(<uint32_t *>p, <uint32_t>expected, <uint32_t>desired)
+    if size == 2:
+        return pf_cas_u16(<uint16_t *>p, <uint16_t>expected, <uint16_t>desired)
+    return pf_cas_u8(p, <uint8_t>expected, <uint8_t>desired)
+
+
+cdef object load_field(FieldType t, const unsigned char *p):
+    if t.kind == UNSIGNED:
+        return load_word(p, t.size)
+    if t.kind == SIGNED:
+        return from_word(t, load_word(p, t.size))
+    if t.kind == BOOL:
+        return p[0] != 0
+    if t.kind == BYTES:
+        return p[:t.size]
+    return (<const double *>p)[0] if t.size == 8 else (<const float *>p)[0]
+
+
+cdef int store_field(FieldType t, unsigned char *p, object value) except -1:
+    cdef uint64_t word
+    if t.kind == BYTES:
+        if not isinstance(value, (bytes, bytearray, memoryview)):
+            raise TypeError(f"{t.name} takes bytes, not {type(value).__name__}")
+        value = bytes(value)
+        if len(value) > t.size:
+            raise ValueError(f"{len(value)} bytes are too many for {t.name}")
+        memset(p, 0, t.size)
+        memcpy(p, <const unsigned char *>value, len(value))
+    elif t.kind == BOOL:
+        p[0] = bool(value)
+    elif t.kind == FLOAT:
+        if t.size == 8:
+            (<double *>p)[0] = value
+        else:
+            (<float *>p)[0] = value
+    else:
+        to_word(t, value, &word)
+        store_word(p, t.size, word)
+    return 0
+
+
+@cython.final
+cdef class Field:
+    """The descriptor of a field in its class."""
+    cdef readonly str name
+    cdef readonly FieldType type
+    cdef readonly Py_ssize_t offset
+    cdef readonly object default
+
+    def __init__(self, *args, **kwargs):
+        raise TypeError("fields are made by annotating a metadata class")
+
+    cdef unsigned char *address(self, MetaView view) except NULL:
+        """Where the field lies in a view, which may be of another class than the field's."""
+        view.check()
+        if self.offset + self.type.size > view.size:
+            raise FrameTypeError(f"{type(view).__name__} has no field {self.name}")
+        return view.data + self.offset
+
+    def __get__(self, obj, owner):
+        if obj is None:
+            return self
+        cdef MetaView view = <MetaView?>obj
+        cdef Atomic atomic
+        if self.type.atomic:
+            atomic = Atomic.__new__(Atomic)
+            atomic.view = view
+            atomic.field = self
+            return atomic
+        return load_field(self.type, self.address(view))
+
+    def __set__(self, obj, value):
+        cdef MetaView view = <MetaView?>obj
+        cdef unsigned char *p = self.address(view)
+        if not view.writable:
+            raise AttributeError(
+                f"{self.name} is read-only: the frame is shared"
+                + (f"; use {self.name}.store()" if self.type.atomic else ""))
+        store_field(self.type, p, value)
+
+    def __repr__(self):
+        return f"<field {self.name}: {self.type} at offset {self.offset}>"
+
+
+cdef Field make_field(str name, FieldType type, Py_ssize_t offset, default):
+    cdef Field field = Field.__new__(Field)
+    field.name = name
+    field.type = type
+    field.offset = offset
+    field.default = default
+    return field
+
+
+@cython.final
+cdef class Atomic:
+    """An atomic field of one frame; every operation is sequentially consistent."""
+    cdef MetaView view
+    cdef Field field
+
+    def __init__(self, *args, **kwargs):
+        raise TypeError("atomic fields are reached through the metadata of a frame")
+
+    cdef unsigned char *address(self) except NULL:
+        if self.view is None:
+            raise MovedError("this atomic belongs to no field")
+        return self.field.address(self.view)
+
+    def load(self):
+        return load_field(self.field.type, self.address())
+
+    def store(self, value):
+        store_field(self.field.type, self.address(), value)
+
+    def fetch_add(self, value):
+        cdef FieldType t
+        cdef unsigned char *p = self.address()
+        cdef uint64_t word = PyNumber_Index(value) & 0xFFFFFFFFFFFFFFFF
+        t = self.field.type
+        return from_word(t, add_word(p, t.size, word))
+
+    def compare_exchange(self, expected, desired):
+        cdef unsigned char *p = self.address()
+        cdef FieldType t = self.field.type
+        cdef uint64_t old, new
+        to_word(t, expected, &old)
+        to_word(t, desired, &new)
+        return cas_word(p, t.size, old, new)
+
+    def __int__(self):
+        return self.load()
+
+    def __index__(self):
+        return self.load()
+
+    def __eq__(self, other):
+        if isinstance(other, Atomic):
+            return self.load() == other.load()
+        return self.load() == other if isinstance(other, int) else NotImplemented
+
+    __hash__ = None
+
+    def __repr__(self):
+        return repr(self.load())
+
+
+@cython.no_gc
+cdef class MetaView:
+    def __dealloc__(self):
+        free(self.own)
+
+    cdef int check(self) except -1:
+        """Raise unless the fields can still be read."""
+        if self.own != NULL:
+            return 0
+        if self.slot == NULL or (self.guard != NULL and self.guard[0] != self.slot):
+            raise MovedError(f"this {type(self).__name__} belonged to a handle that was dropped or moved")
+        if (not self.arena.open or self.slot.generation != self.generation
+                or self.slot.list_id != self.list_id):
+            raise FrameGoneError(f"the frame that this {type(self).__name__} described is gone")
+        return 0
+
+    def __init__(self, **fields):
+        cdef MetaLayout layout = type(self).__layout__
+        cdef Field field
+        if self.slot != NULL or self.own != NULL:
+            raise TypeError(f"this {type(self).__name__} is initialised already")
+        self.own = <unsigned char *>calloc(1, max(layout.size, 1))
+        if self.own == NULL:
+            raise MemoryError()
+        self.data = self.own
+        self.size = layout.size
+        self.writable = True
+        for field in layout.fields:
+            value = fields.pop(field.name, field.default)
+            if value is not None:
+                store_field(field.type, field.address(self), value)
+        if fields:
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(map(repr, fields))}")
+
+    def __eq__(self, other):
+        if type(self) is not type(other):
+            return NotImplemented
+        return field_values(self) == field_values(other)
+
+    __hash__ = None
+
+    def __repr__(self):
+        fields = ", ".join(f"{name}={value!r}" for name, value in field_values(self).items())
+        return f"{type(self).__name__}({fields})"
+
+    def __reduce__(self):
+        return rebuild, (type(self), field_values(self))
+
+    def __copy__(self):
+        return type(self)(**field_values(self))
+
+    def __deepcopy__(self, memo):
+        return type(self)(**field_values(self))
+
+
+def rebuild(cls, fields):
+    return cls(**fields)
+
+
+cdef dict field_values(MetaView view):
+    cdef Field field
+    view.check()
+    return {field.name: load_field(field.type, field.address(view))
+            for field in (<MetaLayout?>type(view).__layout__).fields}
+
+
+@cython.final
+cdef class MetaLayout:
+    """Where the fields of a class lie, and what the registry records of it."""
+    cdef readonly Py_ssize_t size
+    cdef readonly tuple fields
+    cdef readonly str name
+    cdef readonly uint64_t fingerprint
+    cdef uint32_t flags
+
+    def __init__(self, *args, **kwargs):
+        raise TypeError("a layout is made with its metadata class")
+
+    cdef int make(self, cls, dict declared) except -1:
+        cdef Field field
+        cdef Py_ssize_t offset = LINK_SIZE if linked(cls) else 0
+        fields = []
+        for name, (field_type, default) in declared.items():
+            alignment = field_type.alignment
+            offset = -(-offset // alignment) * alignment
+            fields.append(make_field(name, field_type, offset, default))
+            offset += field_type.size
+        self.size = -(-offset // 8) * 8
+        self.fields = tuple(fields)
+        self.name = f"{cls.__module__}.{cls.__qualname__}"
+        if self.size > PF_SLOT_MAX - PF_SLOT_HEADER:
+            raise FrameTypeError(
+                f"{self.name} takes {self.size} bytes, the largest slot has "
+                f"{PF_SLOT_MAX - PF_SLOT_HEADER}")
+        untyped = any(base.__dict__.get("__untyped__") for base in cls.__mro__)
+        self.flags = (
+            (PF_UNTYPED if untyped else 0)
+            | (PF_LINKED if linked(cls) else 0)
+            | (PF_ON_DROP if cls.on_drop is not MetaBase.on_drop else 0)
+            | (PF_ARENA if cls.__dict__.get("__arena__") else 0))
+        described = repr([(field.name, repr(field.type), field.offset) for field in fields])
+        data = f"{described} {self.flags & (PF_UNTYPED | PF_LINKED)}".encode()
+        self.fingerprint = pf_fnv1a(<const char *>data, len(data))
+        return 0
+
+    @property
+    def untyped(self):
+        return bool(self.flags & PF_UNTYPED)
+
+    @property
+    def linked(self):
+        return bool(self.flags & PF_LINKED)
+
+
+cdef MetaLayout make_layout(cls, dict declared):
+    cdef MetaLayout layout = MetaLayout.__new__(MetaLayout)
+    layout.make(cls, declared)
+    return layout
+
+
+class MetaBase:
+    """What `FrameMeta` and its metaclass agree on before either exists."""
+
+    __slots__ = ()
+
+    def on_drop(self, reader):
+        """Run when the last holder of the frame goes."""
+
+
+def linked(cls):
+    return any(base.__dict__.get("__linked__") for base in cls.__mro__)
+
+
+def declared_fields(cls):
+    """The fields that a class itself declares: name -> (type, default)."""
+    declared = {}
+    for name, annotation in inspect.get_annotations(cls, eval_str=True).items():
+        if typing.get_origin(annotation) is typing.ClassVar or annotation is typing.ClassVar:
+            continue
+        if typing.get_origin(annotation) is typing.Annotated and typing.get_args(annotation)[0] is bytes:
+            annotation = bytes_[typing.get_args(annotation)[1]]
+        if not isinstance(annotation, FieldType) or annotation is bytes_:
+            raise FrameTypeError(
+                f"{cls.__name__}.{name}: {annotation!r} is no field type"
+                + ("; say how many bytes, as in bytes_[16]" if annotation is bytes_ else ""))
+        if hasattr(FrameMetaType.reserved, name):
+            raise FrameTypeError(f"{cls.__name__}.{name}: the name is taken by FrameMeta")
+        default = cls.__dict__.get(name)
+        declared[name] = (annotation, None if isinstance(default, Field) else default)
+    return declared
+
+
+cdef void untrack_instances(object cls) noexcept:
+    """Make instances of a new class plain objects, which the cycle collector does not visit.
+
+    They refer to a handle at most, and a handle to its arena, so they are in no
+    cycle; not tracking them halves the cost of a view.
+    """
+    cdef PyTypeObject *t = <PyTypeObject *>cls
+    t.tp_flags &= ~Py_TPFLAGS_HAVE_GC
+    t.tp_free = PyObject_Free
+
+
+class FrameMetaType(type):
+    """Metaclass of metadata types: makes the layout when the class is made."""
+
+    reserved = MetaBase
+
+    def __new__(mcls, name, bases, namespace, **kwargs):
+        namespace.setdefault("__slots__", ())
+        if namespace["__slots__"] != ():
+            raise FrameTypeError(f"{name}: metadata has no slots of its own; annotate fields instead")
+        cls = super().__new__(mcls, name, bases, namespace, **kwargs)
+        type.__setattr__(cls, "__declared__", declared_fields(cls))
+        declared = {}
+        for base in reversed(cls.__mro__):
+            declared.update(base.__dict__.get("__declared__", {}))
+        layout = make_layout(cls, declared)
+        probe = bytearray(layout.size)
+        for field in layout.fields:
+            check_default(cls, field, probe)
+            type.__setattr__(cls, field.name, field)
+        type.__setattr__(cls, "__layout__", layout)
+        untrack_instances(cls)
+        return cls
+
+    def __setattr__(cls, name, value):
+        if name in ("__layout__", "__declared__", "on_drop") or isinstance(cls.__dict__.get(name), Field):
+            raise AttributeError(f"{name} of the metadata type {cls.__name__} is fixed")
+        super().__setattr__(name, value)
+
+    def __delattr__(cls, name):
+        if name in ("__layout__", "__declared__", "on_drop") or isinstance(cls.__dict__.get(name), Field):
+            raise AttributeError(f"{name} of the metadata type {cls.__name__} is fixed")
+        super().__delattr__(name)
+
+
+cdef check_default(cls, Field field, bytearray probe):
+    """Refuse a default that the field can't hold when the class is made."""
+    if field.default is not None:
+        try:
+            store_field(field.type, <unsigned char *>probe + field.offset, field.default)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise FrameTypeError(f"{cls.__name__}.{field.name}: bad default: {error}") from None
+
+
+class FrameMeta(MetaBase, MetaView, metaclass=FrameMetaType):
+    __module__ = "pageframe"
+
+
+class UntypedFrameMeta(FrameMeta):
+    __module__ = "pageframe"
+    __untyped__ = True
+
+
+class Link(FrameMeta):
+    __module__ = "pageframe"
+    __linked__ = True
+
+
+class MetaPageMeta(FrameMeta):
+    __module__ = "pageframe"
+    __arena__ = True
+
+
+class ReservedMemoryMeta(FrameMeta):
+    __module__ = "pageframe"
+    __arena__ = True
+
+
+class UnusableMemoryMeta(FrameMeta):
+    __module__ = "pageframe"
+    __arena__ = True
+
+
+FrameMetaType.reserved = FrameMeta
+
+
+cdef uint32_t type_id_of(Arena mem, object cls) except 0:
+    """The number of a type in an arena; registers the type at its first use."""
+    type_id = mem.type_ids.get(cls)
+    if type_id is None:
+        if not isinstance(cls, FrameMetaType):
+            raise FrameTypeError(f"{cls!r} is no metadata type: derive it from FrameMeta")
+        type_id = register_type(mem, cls)
+    return type_id
+
+
+@cython.critical_section
+cdef object register_type(Arena mem, object cls):
+    cdef MetaLayout layout = cls.__layout__
+    cdef uint32_t room = (1u << mem.a.slot_shift) - PF_SLOT_HEADER
+    cdef uint32_t count = mem.a.header.type_count
+    cdef uint32_t type_id
+    cdef pf_type *entry
+    cdef bytes name = layout.name.encode()
+    if layout.size > room:
+        raise FrameTypeError(
+            f"{layout.name} takes {layout.size} bytes, a slot of this arena has {room}")
+    if len(name) >= PF_TYPE_NAME:
+        raise FrameTypeError(f"{layout.name}: the name is longer than {PF_TYPE_NAME - 1} bytes")
+    for type_id in range(1, count + 1):
+        entry = &mem.a.types[type_id - 1]
+        if entry.fingerprint == layout.fingerprint and entry.name[:strlen(entry.name)] == name:
+            break
+    else:
+        if count == mem.a.header.type_capacity:
+            raise FrameTypeError(
+                f"no room to register {layout.name}: the arena has its {count} types already")
+        type_id = count + 1
+        entry = &mem.a.types[count]
+        entry.fingerprint = layout.fingerprint
+        entry.size = layout.size
+        entry.flags = layout.flags
+        memcpy(entry.name, <const char *>name, len(name) + 1)
+        mem.a.header.type_count = type_id
+        mem.classes.append(None)
+    mem.a.type_info[type_id].size = layout.size
+    mem.a.type_info[type_id].flags = layout.flags
+    mem.classes[type_id] = cls
+    mem.type_ids[cls] = type_id
+    return type_id
+
+
+cdef int register_builtin(Arena mem) except -1:
+    mem.classes.append(None)    # type ids begin at 1
+    for cls in (UntypedFrameMeta, MetaPageMeta, ReservedMemoryMeta, UnusableMemoryMeta):
+        register_type(mem, cls)
+    return 0
+
+
+cdef object class_of(Arena mem, const pf_slot *slot):
+    return mem.classes[slot.type_id]
+
+
+cdef MetaView meta_value(Arena mem, object meta, uint32_t *type_id):
+    """Check metadata given by the user; None stands for untyped without fields."""
+    if meta is None:
+        type_id[0] = TYPE_UNTYPED
+        return None
+    if isinstance(meta, FrameMetaType):
+        meta = meta()
+    if not isinstance(meta, FrameMeta):
+        raise FrameTypeError(f"metadata must be a FrameMeta, not {type(meta).__name__}")
+    type_id[0] = type_id_of(mem, type(meta))
+    if mem.a.type_info[type_id[0]].flags & PF_ARENA:
+        raise FrameTypeError(f"{type(meta).__name__} is for the arena's own frames")
+    (<MetaView>meta).check()
+    if (<MetaView>meta).size < mem.a.type_info[type_id[0]].size:
+        raise FrameTypeError(f"this metadata was not made as a {type(meta).__name__}")
+    if (<MetaView>meta).own == NULL:
+        meta = meta.__copy__()      # a view may end before it is used, and has links of its own
+    return meta
+
+
+cdef MetaView view_slot(
+        Arena mem, pf_slot *slot, object owner, pf_slot **guard, bint writable):
+    """A view of a slot, valid while guard points to the slot; owner keeps guard alive."""
+    cdef object cls = mem.classes[slot.type_id]
+    cdef MetaView view = MetaView.__new__(cls)
+    view.data = &slot.storage[0]
+    view.size = (1 << mem.a.slot_shift) - PF_SLOT_HEADER
+    view.slot = slot
+    view.arena = &mem.a
+    view.guard = guard
+    view.owner = owner
+    view.generation = slot.generation
+    view.list_id = slot.list_id
+    view.writable = writable
+    return view
+
+
+cdef void run_on_drop(Arena mem, pf_slot *slot) noexcept:
+    """Call the type's on_drop for a frame that is busy, ours, and about to end."""
+    cdef MetaView view
+    cdef VmReader reader
+    try:
+        view = view_slot(mem, slot, None, NULL, True)
+        view.guard = &view.slot
+        reader = reader_over(pf_bytes_at(&mem.a, pf_frame_of(&mem.a, slot)), 1 << mem.a.page_shift)
+        try:
+            (<object>view).on_drop(reader)
+        finally:
+            view.slot = NULL
+            reader.close()
+    except BaseException as error:
+        # There is nobody to raise it to: the frame goes all the same.
+        PyErr_SetObject(type(error), error)
+        PyErr_WriteUnraisable(class_of(mem, slot).on_drop)
+
+
+cdef object slot_dtype(Arena mem, object cls):
+    """The NumPy dtype of a whole slot that shows the fields of a class."""
+    cdef Field field
+    cdef MetaLayout layout = cls.__layout__
+    return {
+        "names": [field.name for field in layout.fields],
+        "formats": [field.type.format for field in layout.fields],
+        "offsets": [PF_SLOT_HEADER + field.offset for field in layout.fields],
+        "itemsize": 1 << mem.a.slot_shift,
+    }

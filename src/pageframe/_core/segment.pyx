@@ -1,0 +1,413 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Segments: contiguous frames of one type in one handle.
+
+A segment holds one reference to each of its frames; the frames live and die one
+by one like any others.  Building one claims the bits a word at a time and then
+writes slots that nobody else can reach; giving one up clears the bits of each
+word at once.  Views of the bytes rest on the segment's references, as with a
+frame (handle.pyx).
+"""
+
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.number cimport PyNumber_Index
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from pageframe._core.allocator cimport give_back_mask, give_back_range
+from pageframe._core.arena cimport (
+    PF_ON_DROP, PF_UNTYPED, Arena, pf_arena, pf_bytes_at, pf_frame_of, pf_slot_at, pf_type_flags, table_array)
+from pageframe._core.errors import FrameTypeError, NotAlignedError, OutOfBoundError
+from pageframe._core.frame cimport Frame, clone_frame
+from pageframe._core.handle cimport (
+    Handle, MetaSource, ask_each, begin_life, claim_exactly, meta_sources, movable, obtain_run, put,
+    raise_get, raise_moved, raw_add, raw_take, zero_used)
+from pageframe._core.meta cimport class_of, slot_dtype
+from pageframe._core.user_allocator cimport user_dealloc
+from pageframe._core.slot cimport (
+    PF_E_OVERFLOW, PF_E_UNIQUE, PF_OK, pf_slot, pf_slot_in_use, pf_slot_inc, pf_slot_put,
+    pf_slot_retire)
+
+cdef enum:
+    # Frames from which on an operation lets other Python threads run.
+    MANY = 2048
+
+
+cdef void begin_range(
+        pf_arena *a, uint64_t first, uint64_t count, uint32_t type_id,
+        const unsigned char *storage, uint32_t size, bint zeroed) noexcept nogil:
+    """Build and publish frames whose bits are ours, all with the same metadata."""
+    cdef uint64_t frame
+    cdef pf_slot *slot
+    for frame in range(first, first + count):
+        slot = pf_slot_at(a, frame)
+        if zeroed:
+            zero_used(a, frame, slot)
+        begin_life(slot, type_id, storage, size, 1)
+
+
+cdef void begin_each(Arena mem, uint64_t first, MetaSource source, bint zeroed) noexcept:
+    cdef Py_ssize_t i
+    cdef pf_slot *slot
+    for i in range(len(source.each)):
+        slot = pf_slot_at(&mem.a, first + i)
+        if zeroed:
+            zero_used(&mem.a, first + i, slot)
+        begin_life(slot, source.type_id, source.at(i), source.size, 1)
+
+
+cdef void put_range(pf_arena *a, uint64_t first, uint64_t count) noexcept nogil:
+    """Give up a reference to each frame; those that end go back a word at a time."""
+    cdef uint64_t frame
+    cdef uint64_t ended = 0
+    cdef pf_slot *slot
+    for frame in range(first, first + count):
+        slot = pf_slot_at(a, frame)
+        if pf_slot_put(slot):
+            pf_slot_retire(slot)
+            ended |= 1ull << (frame & 63)
+        if ended and (frame & 63 == 63 or frame == first + count - 1):
+            give_back_mask(a, frame >> 6, ended)
+            ended = 0
+
+
+cdef uint64_t inc_range(pf_arena *a, uint64_t first, uint64_t count) noexcept nogil:
+    """Take a reference to each frame; returns how many could be had."""
+    cdef uint64_t frame
+    for frame in range(first, first + count):
+        if pf_slot_inc(pf_slot_at(a, frame)) != PF_OK:
+            return frame - first
+    return count
+
+
+cdef void give_up(Arena mem, uint64_t first, uint64_t count) noexcept:
+    """Give up a reference to each frame of a run."""
+    cdef uint64_t frame
+    if not mem.a.open:
+        return
+    if (mem.user_allocator is not None
+            or pf_type_flags(&mem.a, pf_slot_at(&mem.a, first)) & PF_ON_DROP):
+        for frame in range(first, first + count):
+            put(mem, pf_slot_at(&mem.a, frame))
+    elif count < MANY:
+        put_range(&mem.a, first, count)
+    else:
+        with nogil:
+            put_range(&mem.a, first, count)
+
+
+cdef int hold_range(Arena mem, uint64_t first, uint64_t count) except -1:
+    """Take one more reference to each frame of a run that is held already."""
+    cdef uint64_t done
+    if count < MANY:
+        done = inc_range(&mem.a, first, count)
+    else:
+        with nogil:
+            done = inc_range(&mem.a, first, count)
+    if done < count:
+        if done:
+            give_up(mem, first, done)
+        raise_get(mem, first + done, PF_E_OVERFLOW)
+    return 0
+
+
+cdef Segment make_segment(Arena mem, uint64_t first, uint64_t count):
+    """A handle that takes over a reference to each frame."""
+    cdef Segment segment
+    if pf_type_flags(&mem.a, pf_slot_at(&mem.a, first)) & PF_UNTYPED:
+        segment = USegment.__new__(USegment)
+    else:
+        segment = Segment.__new__(Segment)
+    segment.mem = mem
+    segment.first = first
+    segment.count = count
+    return segment
+
+
+cdef int build(Arena mem, uint64_t first, uint64_t count, MetaSource source, object meta_fn,
+               bint zeroed) except -1:
+    """Build claimed frames; if meta_fn fails they are given back as they were."""
+    if source.type_id == 0:
+        try:
+            ask_each(source, mem, meta_fn, range(
+                first << mem.a.page_shift, (first + count) << mem.a.page_shift,
+                1 << mem.a.page_shift))
+        except:
+            give_back_range(&mem.a, first, count)
+            raise
+        begin_each(mem, first, source, zeroed)
+    elif count < MANY:
+        begin_range(&mem.a, first, count, source.type_id, source.storage, source.size, zeroed)
+    else:
+        with nogil:
+            begin_range(&mem.a, first, count, source.type_id, source.storage, source.size, zeroed)
+    return 0
+
+
+cdef Segment alloc_segment(Arena mem, uint64_t count, object meta_fn, bint zeroed, object align):
+    """PhysicalMemory.alloc_segment, once its arguments are known to make sense."""
+    cdef MetaSource source = meta_sources(mem, meta_fn)
+    cdef uint64_t alignment = 1 if align is None else align >> mem.a.page_shift
+    cdef uint64_t first = obtain_run(mem, count, alignment)
+    try:
+        build(mem, first, count, source, meta_fn, zeroed)
+    except:
+        if mem.user_allocator is not None:
+            user_dealloc(mem, first, count)
+        raise
+    return make_segment(mem, first, count)
+
+
+@cython.no_gc
+cdef class Segment(Holder):
+    def __dealloc__(self):
+        if self.count:
+            give_up(self.mem, self.first, self.count)
+
+    cdef int check(self) except -1:
+        if self.count == 0:
+            raise_moved(self)
+        return 0
+
+    cdef int check_movable(self) except -1:
+        self.check()
+        if self.exports:
+            raise BufferError(f"{self!r} can't be moved: {self.exports} views of its bytes live")
+        return 0
+
+    cdef uint64_t frames_in(self, object nbytes) except? 0:
+        """An offset within the segment, or its size, in frames; alignment is checked first."""
+        nbytes = PyNumber_Index(nbytes)
+        if nbytes & ((1 << self.mem.a.page_shift) - 1):
+            raise NotAlignedError(
+                f"offset {nbytes:#x} is not a multiple of the page size {1 << self.mem.a.page_shift}")
+        if not 0 <= nbytes <= self.count << self.mem.a.page_shift:
+            raise OutOfBoundError(
+                f"offset {nbytes:#x} is not within 0 .. {self.count << self.mem.a.page_shift:#x}")
+        return nbytes >> self.mem.a.page_shift
+
+    cdef Segment part(self, uint64_t start, uint64_t stop):
+        """A segment of its own over frames start .. stop - 1 of this one."""
+        if start >= stop:
+            raise OutOfBoundError(f"a segment has at least one frame, not {start} .. {stop}")
+        hold_range(self.mem, self.first + start, stop - start)
+        return make_segment(self.mem, self.first + start, stop - start)
+
+    @classmethod
+    def from_unused(cls, Arena mem not None, start, stop, meta_fn=None):
+        cdef uint64_t first = mem.frame_at(start)
+        cdef uint64_t end = mem.frame_stop(stop)
+        cdef MetaSource source = meta_sources(mem, meta_fn)
+        cdef Segment segment
+        if first >= end:
+            raise OutOfBoundError(f"the range {start:#x} .. {stop:#x} is empty")
+        claim_exactly(mem, first, end - first)
+        build(mem, first, end - first, source, meta_fn, False)
+        segment = make_segment(mem, first, end - first)
+        check_kind(cls, segment)
+        return segment
+
+    @classmethod
+    def from_frame(cls, Frame frame not None):
+        cdef pf_slot *slot = movable(frame)
+        cdef Segment segment = make_segment(frame.mem, pf_frame_of(&frame.mem.a, slot), 1)
+        frame.slot = NULL
+        return segment
+
+    @classmethod
+    def from_raw(cls, Arena mem not None, start, stop):
+        cdef uint64_t first = mem.frame_at(start)
+        cdef uint64_t end = mem.frame_stop(stop)
+        cdef uint64_t frame
+        cdef uint64_t taken = first
+        cdef uint32_t type_id = pf_slot_at(&mem.a, first).type_id
+        cdef Segment segment
+        if first >= end:
+            raise OutOfBoundError(f"the range {start:#x} .. {stop:#x} is empty")
+        try:
+            for frame in range(first, end):
+                raw_take(mem, frame)
+                taken += 1
+                if not pf_slot_in_use(pf_slot_at(&mem.a, frame)):
+                    raise_get(mem, frame, PF_E_UNIQUE)
+                if pf_slot_at(&mem.a, frame).type_id != type_id:
+                    raise FrameTypeError(f"the frames {start:#x} .. {stop:#x} are not of one type")
+        except:
+            for frame in range(first, taken):
+                raw_add(mem, frame)
+            raise
+        segment = make_segment(mem, first, end - first)
+        try:
+            check_kind(cls, segment)
+        except:
+            segment.into_raw()
+            raise
+        return segment
+
+    @property
+    def start_paddr(self):
+        self.check()
+        return self.first << self.mem.a.page_shift
+
+    @property
+    def end_paddr(self):
+        self.check()
+        return (self.first + self.count) << self.mem.a.page_shift
+
+    @property
+    def size(self):
+        self.check()
+        return self.count << self.mem.a.page_shift
+
+    @property
+    def meta_type(self):
+        self.check()
+        return class_of(self.mem, pf_slot_at(&self.mem.a, self.first))
+
+    @property
+    def meta(self):
+        keep = self.clone()
+        return table_array(
+            self.mem, <unsigned char *>pf_slot_at(&self.mem.a, self.first),
+            self.count << self.mem.a.slot_shift, slot_dtype(self.mem, self.meta_type), keep)
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def clone(self):
+        self.check()
+        hold_range(self.mem, self.first, self.count)
+        return make_segment(self.mem, self.first, self.count)
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def drop(self):
+        cdef uint64_t count = self.count
+        self.check()
+        self.count = 0
+        if self.exports:
+            self.pending_count = count
+        else:
+            give_up(self.mem, self.first, count)
+
+    @cython.critical_section
+    def slice(self, start, stop):
+        self.check()
+        return self.part(self.frames_in(start), self.frames_in(stop))
+
+    @cython.critical_section
+    def split(self, offset):
+        cdef uint64_t at, count
+        self.check_movable()
+        at = self.frames_in(offset)
+        if at == 0 or at == self.count:
+            raise OutOfBoundError(
+                f"a split must lie within the segment, not at its end: offset {offset:#x}")
+        count = self.count
+        self.count = 0
+        return make_segment(self.mem, self.first, at), make_segment(self.mem, self.first + at, count - at)
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def into_raw(self):
+        cdef uint64_t frame
+        cdef uint64_t added = self.first
+        self.check_movable()
+        try:
+            for frame in range(self.first, self.first + self.count):
+                raw_add(self.mem, frame)
+                added += 1
+        except:
+            for frame in range(self.first, added):
+                raw_take(self.mem, frame)
+            raise
+        paddrs = self.start_paddr, self.end_paddr
+        self.count = 0
+        return paddrs
+
+    def __len__(self):
+        self.check()
+        return self.count
+
+    @cython.critical_section
+    def __getitem__(self, index):
+        cdef Py_ssize_t i
+        self.check()
+        if isinstance(index, slice):
+            start, stop, step = index.indices(self.count)
+            if step != 1:
+                raise ValueError(f"a segment is contiguous: step must be 1, not {step}")
+            return self.part(start, stop)
+        i = PyNumber_Index(index)
+        if i < 0:
+            i += self.count
+        if not 0 <= i < <Py_ssize_t>self.count:
+            raise IndexError(f"frame {index} is not within a segment of {self.count} frames")
+        return clone_frame(self.mem, self.first + i)
+
+    def __iter__(self):
+        cdef uint64_t i
+        self.check()
+        for i in range(self.count):
+            yield self[i]
+
+    def __contains__(self, item):
+        cdef pf_slot *slot
+        self.check()
+        if not isinstance(item, Handle) or (<Handle>item).mem is not self.mem:
+            return False
+        slot = (<Handle>item).slot
+        return slot != NULL and self.first <= pf_frame_of(&self.mem.a, slot) < self.first + self.count
+
+    def __eq__(self, other):
+        cdef Segment segment
+        if self is other:
+            return True
+        if not isinstance(other, Segment):
+            return NotImplemented
+        segment = other
+        return (self.count != 0 and self.mem is segment.mem
+                and self.first == segment.first and self.count == segment.count)
+
+    def __hash__(self):
+        self.check()
+        return hash((<size_t>pf_slot_at(&self.mem.a, self.first), self.count))
+
+    def __exit__(self, *exc_info):
+        if self.count:
+            self.drop()
+
+    def __repr__(self):
+        if self.count == 0:
+            return f"<{type(self).__name__} moved>"
+        return (f"<{type(self).__name__} {self.start_paddr:#x}..{self.end_paddr:#x} "
+                f"{self.meta_type.__name__}>")
+
+
+cdef int check_kind(object cls, Segment segment) except -1:
+    """USegment's class methods give untyped segments only."""
+    if cls is USegment and not isinstance(segment, USegment):
+        raise FrameTypeError(f"{segment!r} is typed")
+    return 0
+
+
+@cython.final
+@cython.no_gc
+cdef class USegment(Segment):
+    @cython.critical_section
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        self.check()
+        PyBuffer_FillInfo(
+            buffer, self, pf_bytes_at(&self.mem.a, self.first),
+            self.count << self.mem.a.page_shift, False, flags)
+        self.exports += 1
+
+    @cython.critical_section
+    def __releasebuffer__(self, Py_buffer *buffer):
+        cdef uint64_t count = self.pending_count
+        self.exports -= 1
+        if count and self.exports == 0:
+            self.pending_count = 0
+            give_up(self.mem, self.first, count)

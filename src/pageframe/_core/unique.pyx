@@ -1,0 +1,111 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Unique frames: sole ownership, and with it mutable metadata.
+
+The count of such a frame is UNIQUE: nobody can take a reference by paddr, so
+nobody else reaches the slot.  To share the frame is to store 1 there.
+"""
+
+cimport cython
+from libc.stdint cimport uint64_t
+
+from pageframe._core.arena cimport (
+    PF_ON_DROP, pf_frame_of, pf_slot_at, pf_type_flags)
+from pageframe._core.frame cimport make_frame
+from pageframe._core.handle cimport (
+    MetaSource, begin_life, claim_exactly, end_life, export_bytes, meta_source, movable,
+    put_unique, raise_get, raise_moved, raw_add, raw_take, unexport_bytes)
+from pageframe._core.meta cimport run_on_drop
+from pageframe._core.slot cimport (
+    PF_BUSY, PF_UNIQUE, pf_slot_count, pf_slot_publish, pf_slot_taken)
+
+
+cdef UniqueFrame make_unique(Arena mem, pf_slot *slot):
+    """A handle that takes over the ownership of a frame."""
+    cdef UniqueFrame frame = UniqueFrame.__new__(UniqueFrame)
+    frame.mem = mem
+    frame.slot = slot
+    return frame
+
+
+@cython.final
+@cython.no_gc
+cdef class UniqueFrame(Handle):
+    @classmethod
+    def from_unused(cls, Arena mem not None, paddr, meta=None):
+        cdef uint64_t frame = mem.frame_at(paddr)
+        cdef MetaSource source = meta_source(mem, meta)
+        cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
+        claim_exactly(mem, frame, 1)
+        begin_life(slot, source.type_id, source.storage, source.size, PF_UNIQUE)
+        return make_unique(mem, slot)
+
+    @classmethod
+    def from_raw(cls, Arena mem not None, paddr):
+        cdef uint64_t frame = mem.frame_at(paddr)
+        cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
+        raw_take(mem, frame)
+        if pf_slot_count(slot) != PF_UNIQUE:
+            raw_add(mem, frame)
+            raise_get(mem, frame, pf_slot_taken(slot))
+        return make_unique(mem, slot)
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def into_raw(self):
+        cdef uint64_t frame = pf_frame_of(&self.mem.a, movable(self))
+        raw_add(self.mem, frame)
+        self.slot = NULL
+        return frame << self.mem.a.page_shift
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def drop(self):
+        cdef pf_slot *slot = self.slot
+        if slot == NULL:
+            raise_moved(self)
+        self.slot = NULL
+        if self.exports:
+            self.pending = slot
+        else:
+            put_unique(self.mem, slot)
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def share(self):
+        cdef pf_slot *slot = movable(self)
+        pf_slot_publish(slot, 1)
+        self.slot = NULL
+        return make_frame(self.mem, slot)
+
+    @cython.critical_section
+    def repurpose(self, meta=None):
+        cdef pf_slot *slot = movable(self)
+        cdef MetaSource source = meta_source(self.mem, meta)
+        self.slot = NULL
+        pf_slot_publish(slot, PF_BUSY)
+        if pf_type_flags(&self.mem.a, slot) & PF_ON_DROP:
+            run_on_drop(self.mem, slot)
+        slot.generation += 1
+        begin_life(slot, source.type_id, source.storage, source.size, PF_UNIQUE)
+        return make_unique(self.mem, slot)
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def reset_as_unused(self):
+        cdef pf_slot *slot = movable(self)
+        self.slot = NULL
+        pf_slot_publish(slot, PF_BUSY)
+        end_life(self.mem, slot, False)
+
+    @cython.critical_section
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        export_bytes(self, buffer, flags)
+
+    @cython.critical_section
+    def __releasebuffer__(self, Py_buffer *buffer):
+        cdef pf_slot *slot = unexport_bytes(self)
+        if slot != NULL:
+            put_unique(self.mem, slot)

@@ -1,0 +1,319 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Frame vectors: many scattered frames of one type in one handle.
+
+Like a segment without the contiguity.  Frame numbers are kept in the order of
+allocation, which runs through the words of the allocator's bitfield, so giving
+the frames back needs one atomic operation a word, not one a frame.
+"""
+
+import numpy as np
+
+cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.number cimport PyNumber_Index
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from pageframe._core.allocator cimport claim_many, give_back, give_back_mask
+from pageframe._core.arena cimport (
+    PF_ON_DROP, Arena, pf_arena, pf_frame_of, pf_slot_at, pf_type_flags, table_array)
+from pageframe._core.errors import FrameTypeError
+from pageframe._core.frame cimport Frame, clone_frame
+from pageframe._core.handle cimport (
+    Handle, MetaSource, ask_each, begin_life, held, hold_again, meta_sources,
+    obtain_one, put, raise_get, raise_moved, raise_out_of_frames, zero_used)
+from pageframe._core.meta cimport class_of, slot_dtype
+from pageframe._core.slot cimport (
+    PF_E_OVERFLOW, PF_OK, pf_slot, pf_slot_count, pf_slot_inc, pf_slot_put, pf_slot_retire)
+from pageframe._core.user_allocator cimport user_dealloc
+
+cdef enum:
+    # Frames from which on an operation lets other Python threads run.
+    MANY = 2048
+
+
+cdef void begin_all(
+        pf_arena *a, const uint64_t *frames, Py_ssize_t count, uint32_t type_id,
+        const unsigned char *storage, uint32_t size, bint zeroed) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef pf_slot *slot
+    for i in range(count):
+        slot = pf_slot_at(a, frames[i])
+        if zeroed:
+            zero_used(a, frames[i], slot)
+        begin_life(slot, type_id, storage, size, 1)
+
+
+cdef void put_all(pf_arena *a, const uint64_t *frames, Py_ssize_t count) noexcept nogil:
+    """Give up a reference to each; frames of one word that end one after another go together."""
+    cdef Py_ssize_t i
+    cdef uint64_t word = 0
+    cdef uint64_t ended = 0
+    cdef pf_slot *slot
+    for i in range(count):
+        if ended and frames[i] >> 6 != word:
+            give_back_mask(a, word, ended)
+            ended = 0
+        slot = pf_slot_at(a, frames[i])
+        if pf_slot_put(slot):
+            pf_slot_retire(slot)
+            word = frames[i] >> 6
+            ended |= 1ull << (frames[i] & 63)
+    if ended:
+        give_back_mask(a, word, ended)
+
+
+cdef Py_ssize_t inc_all(pf_arena *a, const uint64_t *frames, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(count):
+        if pf_slot_inc(pf_slot_at(a, frames[i])) != PF_OK:
+            return i
+    return count
+
+
+cdef void give_up(Arena mem, const uint64_t *frames, Py_ssize_t count) noexcept:
+    """Give up a reference to each frame."""
+    cdef Py_ssize_t i
+    if not mem.a.open or count == 0:
+        return
+    if (mem.user_allocator is not None
+            or pf_type_flags(&mem.a, pf_slot_at(&mem.a, frames[0])) & PF_ON_DROP):
+        for i in range(count):
+            put(mem, pf_slot_at(&mem.a, frames[i]))
+    elif count < MANY:
+        put_all(&mem.a, frames, count)
+    else:
+        with nogil:
+            put_all(&mem.a, frames, count)
+
+
+cdef int hold_all(Arena mem, const uint64_t *frames, Py_ssize_t count) except -1:
+    """Take one more reference to each frame, all of which are held already."""
+    cdef Py_ssize_t done
+    if count < MANY:
+        done = inc_all(&mem.a, frames, count)
+    else:
+        with nogil:
+            done = inc_all(&mem.a, frames, count)
+    if done < count:
+        give_up(mem, frames, done)
+        raise_get(mem, frames[done], PF_E_OVERFLOW)
+    return 0
+
+
+cdef FrameVec empty_vec(Arena mem, Py_ssize_t count):
+    """A vector with room for frame numbers, which still holds nothing."""
+    cdef FrameVec vec = FrameVec.__new__(FrameVec)
+    vec.mem = mem
+    vec.frames = <uint64_t *>calloc(max(count, 1), sizeof(uint64_t))
+    if vec.frames == NULL:
+        raise MemoryError(f"no memory for {count} frame numbers")
+    return vec
+
+
+cdef int claim_for(FrameVec vec, Py_ssize_t wanted) except -1:
+    """Claim frames for a vector, all or none."""
+    cdef Arena mem = vec.mem
+    cdef Py_ssize_t got = 0
+    if mem.user_allocator is None:
+        got = claim_many(&mem.a, wanted, vec.frames)
+        if got < wanted:
+            give_all_back(vec, got)
+            raise_out_of_frames(mem, wanted, 0)
+        return 0
+    try:
+        while got < wanted:
+            vec.frames[got] = obtain_one(mem)
+            got += 1
+    except:
+        give_all_back(vec, got)
+        raise
+    return 0
+
+
+cdef void give_all_back(FrameVec vec, Py_ssize_t count) noexcept:
+    """Give back claimed frames that were never built."""
+    cdef Py_ssize_t i
+    for i in range(count):
+        give_back(&vec.mem.a, vec.frames[i])
+        if vec.mem.user_allocator is not None:
+            user_dealloc(vec.mem, vec.frames[i], 1)
+
+
+cdef FrameVec alloc_frames(Arena mem, Py_ssize_t count, object meta_fn, bint zeroed):
+    """PhysicalMemory.alloc_frames, once its arguments are known to make sense."""
+    cdef MetaSource source = meta_sources(mem, meta_fn)
+    cdef FrameVec vec = empty_vec(mem, count)
+    cdef Py_ssize_t i
+    cdef pf_slot *slot
+    claim_for(vec, count)
+    if source.type_id == 0:
+        try:
+            ask_each(source, mem, meta_fn, (vec.frames[i] << mem.a.page_shift for i in range(count)))
+        except:
+            give_all_back(vec, count)
+            raise
+        for i in range(count):
+            slot = pf_slot_at(&mem.a, vec.frames[i])
+            if zeroed:
+                zero_used(&mem.a, vec.frames[i], slot)
+            begin_life(slot, source.type_id, source.at(i), source.size, 1)
+    elif count < MANY:
+        begin_all(&mem.a, vec.frames, count, source.type_id, source.storage, source.size, zeroed)
+    else:
+        with nogil:
+            begin_all(
+                &mem.a, vec.frames, count, source.type_id, source.storage, source.size, zeroed)
+    vec.count = count
+    return vec
+
+
+@cython.final
+@cython.no_gc
+cdef class FrameVec(Holder):
+    def __dealloc__(self):
+        if self.frames != NULL:
+            give_up(self.mem, self.frames, self.count)
+            free(self.frames)
+
+    cdef int check(self) except -1:
+        if self.frames == NULL:
+            raise_moved(self)
+        return 0
+
+    cdef FrameVec pick(self, Py_ssize_t start, Py_ssize_t step, Py_ssize_t count):
+        """A vector of its own over some of the frames."""
+        cdef FrameVec vec = empty_vec(self.mem, count)
+        cdef Py_ssize_t i
+        for i in range(count):
+            vec.frames[i] = self.frames[start + i * step]
+        hold_all(self.mem, vec.frames, count)
+        vec.count = count
+        return vec
+
+    cdef object numbers(self):
+        """A copy of the frame numbers as a read-only array."""
+        self.check()
+        return np.frombuffer(
+            (<const unsigned char *>self.frames)[:self.count * sizeof(uint64_t)], np.uint64)
+
+    @classmethod
+    def from_frames(cls, frames):
+        cdef FrameVec vec
+        cdef Handle first, frame
+        cdef Py_ssize_t i
+        handles = list(frames)
+        if not handles:
+            raise ValueError("a frame vector takes at least one frame")
+        for handle in handles:
+            if not isinstance(handle, Frame):
+                raise FrameTypeError(f"a frame vector takes frames, not {type(handle).__name__}")
+            held(handle)
+        first = handles[0]
+        vec = empty_vec(first.mem, len(handles))
+        for i, handle in enumerate(handles):
+            frame = handle
+            if frame.mem is not first.mem:
+                raise FrameTypeError(f"{frame!r} belongs to another arena than {first!r}")
+            if frame.slot.type_id != first.slot.type_id:
+                raise FrameTypeError(f"the frames must be of one type: {first!r}, {frame!r}")
+            vec.frames[i] = pf_frame_of(&first.mem.a, frame.slot)
+        hold_all(first.mem, vec.frames, len(handles))
+        vec.count = len(handles)
+        return vec
+
+    @property
+    def meta_type(self):
+        self.check()
+        return class_of(self.mem, pf_slot_at(&self.mem.a, self.frames[0]))
+
+    @property
+    def size(self):
+        self.check()
+        return self.count << self.mem.a.page_shift
+
+    @property
+    def paddrs(self):
+        return self.numbers() << np.uint64(self.mem.a.page_shift)
+
+    @property
+    def reference_counts(self):
+        cdef Py_ssize_t i
+        cdef bytearray data
+        cdef uint64_t *counts
+        self.check()
+        data = bytearray(self.count * sizeof(uint64_t))
+        counts = <uint64_t *>PyByteArray_AS_STRING(data)
+        for i in range(self.count):
+            counts[i] = pf_slot_count(pf_slot_at(&self.mem.a, self.frames[i]))
+        return np.frombuffer(data, np.uint64)
+
+    @property
+    def meta(self):
+        cdef Py_ssize_t i
+        cdef uint64_t step
+        keep = self.clone()
+        slots = table_array(
+            self.mem, self.mem.a.slots, self.mem.a.frames << self.mem.a.slot_shift,
+            slot_dtype(self.mem, self.meta_type), keep)
+        step = self.frames[1] - self.frames[0] if self.count > 1 else 1
+        for i in range(1, self.count):
+            if self.frames[i] - self.frames[i - 1] != step or step > self.mem.a.frames:
+                slots = slots[self.numbers()]
+                slots.flags.writeable = False
+                return slots
+        return slots[self.frames[0]:self.frames[self.count - 1] + 1:step]
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def clone(self):
+        self.check()
+        return self.pick(0, 1, self.count)
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def drop(self):
+        cdef uint64_t *frames = self.frames
+        self.check()
+        self.frames = NULL
+        give_up(self.mem, frames, self.count)
+        free(frames)
+
+    def __len__(self):
+        self.check()
+        return self.count
+
+    @cython.critical_section
+    def __getitem__(self, index):
+        cdef Py_ssize_t i
+        self.check()
+        if isinstance(index, slice):
+            start, stop, step = index.indices(self.count)
+            count = len(range(start, stop, step))
+            if count == 0:
+                raise IndexError(f"a frame vector has at least one frame, not {index}")
+            return self.pick(start, step, count)
+        i = PyNumber_Index(index)
+        if i < 0:
+            i += self.count
+        if not 0 <= i < self.count:
+            raise IndexError(f"frame {index} is not within a vector of {self.count} frames")
+        return clone_frame(self.mem, self.frames[i])
+
+    def __iter__(self):
+        cdef Py_ssize_t i
+        self.check()
+        for i in range(self.count):
+            yield self[i]
+
+    def __exit__(self, *exc_info):
+        if self.frames != NULL:
+            self.drop()
+
+    def __repr__(self):
+        if self.frames == NULL:
+            return "<FrameVec moved>"
+        return f"<FrameVec of {self.count} frames {self.meta_type.__name__}>"
