@@ -34,9 +34,9 @@ bench: $(stamp)
 check: $(stamp)
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
-	$(bin)/cython-lint src tests
+	PATH="$(CURDIR)/$(bin):$$PATH" cython-lint src tests
 	$(bin)/mypy
-	$(bin)/python -m mypy.stubtest pageframe --allowlist tests/typing/stubtest.txt
+	MYPYPATH=src $(bin)/python -m mypy.stubtest pageframe --allowlist tests/typing/stubtest.txt
 	$(bin)/pyright
 
 clean:

@@ -331,8 +331,8 @@ cdef uint64_t claim_many(pf_arena *a, uint64_t count_wanted, uint64_t *frames) n
     cdef uint64_t words = a.chunk_count * PF_CHUNK_WORDS
     cdef uint64_t word = (lane.hint if lane != NULL else 0) >> WORD_SHIFT
     cdef uint64_t got = 0
-    cdef uint64_t i, old, take
-    for i in range(words + 1):
+    cdef uint64_t _i, old, take
+    for _i in range(words + 1):
         if got == count_wanted:
             break
         old = pf_load_relaxed_u64(&a.bits[word])

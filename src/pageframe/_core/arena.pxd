@@ -2,6 +2,7 @@
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
+cimport cython
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from pageframe._core.slot cimport pf_slot
@@ -100,6 +101,8 @@ cdef extern from "arena.h" nogil:
     uint64_t pf_highest(uint64_t)
 
 
+# Cleared by nobody: frames that die with it in one sweep still need its types.
+@cython.no_gc_clear
 cdef class Arena:
     """The memory of an arena and where its tables lie; see arena.pyx."""
     cdef pf_arena a

@@ -23,11 +23,11 @@ from cpython.number cimport PyNumber_Index
 from cpython.long cimport PyLong_AsUnsignedLongLong
 from libc.errno cimport errno
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset, strerror
+from libc.string cimport strerror
 
 from pageframe._core.errors import ArenaClosedError, NotAlignedError, OutOfBoundError
 from pageframe._core.slot cimport (
-    PF_OK, PF_UNUSED, pf_add_relaxed_u32, pf_slot, pf_sub_relaxed_u32)
+    PF_UNUSED, pf_add_relaxed_u32, pf_slot, pf_sub_relaxed_u32)
 
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *, size_t, int, int, int, long)
@@ -99,7 +99,6 @@ cdef class Arena:
         cdef pf_arena *a = &self.a
         cdef uint64_t slot_size = 1ull << a.slot_shift
         cdef uint64_t frame
-        cdef pf_slot *slot
         cdef pf_header *header = <pf_header *>a.base
         cdef int i
         sizes = [0] * PF_TABLES

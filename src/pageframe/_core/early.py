@@ -12,13 +12,14 @@ memory of the real allocator.
 
 from __future__ import annotations
 
+import operator
 import re
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, SupportsIndex, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Kind = Literal["usable", "reserved", "bad"]
+Kind: TypeAlias = Literal["usable", "reserved", "bad"]
 
 _UNITS = {
     "": 1,
@@ -60,13 +61,14 @@ def parse_size(size: int | str) -> int:
         if match is None or unit is None:
             raise ValueError(f"{size!r} is no size: expected bytes or a string like '256 MiB'")
         fraction = match[2] or ""
-        scaled, rest = divmod(int(match[1] + fraction) * unit, 10 ** len(fraction))
+        scale: int = 10 ** len(fraction)
+        scaled, rest = divmod(int(match[1] + fraction) * unit, scale)
         if rest:
             raise ValueError(f"{size!r} is no whole number of bytes")
         return scaled
-    if isinstance(size, bool) or not hasattr(size, "__index__"):
+    if not isinstance(size, SupportsIndex) or isinstance(size, bool):
         raise TypeError(f"size must be an int or a string, not {type(size).__name__}")
-    return size.__index__()
+    return operator.index(size)
 
 
 class MemoryRegion(NamedTuple):
@@ -93,7 +95,9 @@ class MemoryRegion(NamedTuple):
         return self.start + self.size
 
 
-def cover(regions: Iterable[MemoryRegion | tuple[int, int, Kind]] | None, size: int, page_size: int) -> list[MemoryRegion]:
+def cover(
+    regions: Iterable[MemoryRegion | tuple[int, int, Kind]] | None, size: int, page_size: int
+) -> list[MemoryRegion]:
     """Return regions that cover all of ``0 .. size`` in order, gaps being usable.
 
     Raises

@@ -57,8 +57,41 @@ cdef int check_kind(object cls, Arena mem, uint64_t frame) except -1:
 
 @cython.no_gc
 cdef class Frame(Handle):
+    """A reference-counted handle to a frame.
+
+    ``Frame[PageMeta]`` is a frame with metadata of that type, for type checkers.
+    Two handles are equal if they are of the same frame of the same arena. A
+    handle that was dropped or moved raises `MovedError` on any further use.
+    Use it in a ``with`` block, or call `drop`, to release the frame at a known
+    place; otherwise it goes with the handle.
+    """
+
     @classmethod
     def from_unused(cls, Arena mem not None, paddr, meta=None):
+        """Claim an unused frame at an address.
+
+        Parameters
+        ----------
+        mem : PhysicalMemory
+        paddr : int
+            Address of the frame.
+        meta : FrameMeta or type, optional
+            Metadata; a class stands for its defaults.
+
+        Returns
+        -------
+        Frame
+            With the bytes as the frame's last user left them.
+
+        Raises
+        ------
+        NotAlignedError, OutOfBoundError
+            If paddr is no frame's address.
+        FrameInUseError, FrameReservedError, FrameBusyError, FrameUniqueError
+            If the frame is not free; it stays as it is.
+        FrameTypeError
+            If meta is no metadata, too large, or typed where `UFrame` is asked for.
+        """
         cdef uint64_t frame = mem.frame_at(paddr)
         cdef MetaSource source = meta_source(mem, meta)
         cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
@@ -70,6 +103,19 @@ cdef class Frame(Handle):
 
     @classmethod
     def from_in_use(cls, Arena mem not None, paddr):
+        """Take one more reference to a frame in use.
+
+        Raises
+        ------
+        NotAlignedError, OutOfBoundError
+            If paddr is no frame's address.
+        FrameUnusedError, FrameBusyError, FrameUniqueError
+            If the frame can't be shared.
+        RefCountOverflowError
+            If its count is at the maximum.
+        FrameTypeError
+            If `UFrame` is asked for and the frame is typed.
+        """
         cdef uint64_t number = mem.frame_at(paddr)
         cdef Frame frame
         get(mem, number)
@@ -79,6 +125,15 @@ cdef class Frame(Handle):
 
     @classmethod
     def from_raw(cls, Arena mem not None, paddr):
+        """Take back a reference that `into_raw` or `inc_frame_ref_count` gave.
+
+        Raises
+        ------
+        NotRawError
+            If no raw reference to the frame is out.
+        FrameUniqueError
+            If the raw reference is a unique frame's.
+        """
         cdef uint64_t number = mem.frame_at(paddr)
         cdef pf_slot *slot = pf_slot_at(&mem.a, number)
         raw_take(mem, number)
@@ -86,18 +141,26 @@ cdef class Frame(Handle):
             if not pf_slot_in_use(slot):
                 raise_get(mem, number, PF_E_UNIQUE)
             check_kind(cls, mem, number)
-        except:
+        except BaseException:
             raw_add(mem, number)
             raise
         return make_frame(mem, slot)
 
     @property
     def reference_count(self):
+        """References to the frame: handles, segments, vectors and raw references."""
         return pf_slot_count(held(self))
 
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def clone(self):
+        """Return one more handle to the frame.
+
+        Raises
+        ------
+        RefCountOverflowError
+            If the count is at the maximum; it stays there.
+        """
         if self.slot == NULL:
             raise_moved(self)
         hold_again(self.mem, self.slot)
@@ -106,6 +169,7 @@ cdef class Frame(Handle):
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def drop(self):
+        """Give up the reference, now; with live views of the bytes, when the last of them goes."""
         cdef pf_slot *slot = self.slot
         if slot == NULL:
             raise_moved(self)
@@ -118,6 +182,7 @@ cdef class Frame(Handle):
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def borrow(self):
+        """Return a `FrameRef`: usable like this handle, without a reference."""
         cdef FrameRef ref = FrameRef.__new__(FrameRef)
         ref.slot = held(self)
         ref.mem = self.mem
@@ -128,6 +193,13 @@ cdef class Frame(Handle):
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def into_raw(self):
+        """Give up the handle but not its reference; return the paddr.
+
+        Raises
+        ------
+        BufferError
+            If views of the bytes live.
+        """
         cdef uint64_t frame = pf_frame_of(&self.mem.a, movable(self))
         raw_add(self.mem, frame)
         self.slot = NULL
@@ -136,6 +208,15 @@ cdef class Frame(Handle):
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def try_unique(self):
+        """Move the only reference into a `UniqueFrame`.
+
+        Raises
+        ------
+        FrameInUseError
+            If there are other references. The handle stays as it was.
+        BufferError
+            If views of the bytes live.
+        """
         cdef pf_slot *slot = movable(self)
         if not pf_slot_try_unique(slot):
             raise_get(self.mem, pf_frame_of(&self.mem.a, slot), PF_E_IN_USE)
@@ -146,6 +227,13 @@ cdef class Frame(Handle):
 @cython.final
 @cython.no_gc
 cdef class UFrame(Frame):
+    """A reference-counted handle to an untyped frame, which exports its bytes.
+
+    It has the buffer protocol, writable: ``memoryview(frame)``,
+    ``numpy.frombuffer(frame)``. A view rests on the handle's reference; the
+    handle can be dropped while the view lives, and not moved.
+    """
+
     @cython.critical_section
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         export_bytes(self, buffer, flags)
@@ -160,18 +248,33 @@ cdef class UFrame(Frame):
 @cython.final
 @cython.no_gc
 cdef class FrameRef(Handle):
+    """A frame borrowed from a handle, without a reference of its own.
+
+    Once the frame has been released, any use raises `FrameGoneError`. A view of
+    the bytes holds a reference while it lives.
+    """
+
     @property
     def reference_count(self):
+        """References to the frame."""
         return pf_slot_count(held(self))
 
     @cython.always_allow_keywords(False)
     def clone(self):
+        """Return a handle with a reference of its own.
+
+        Raises
+        ------
+        FrameGoneError
+            If the frame has been released.
+        """
         cdef pf_slot *slot = held(self)
         hold_borrowed(self, slot)
         return make_frame(self.mem, slot)
 
     @cython.always_allow_keywords(False)
     def borrow(self):
+        """Return this same borrowed frame."""
         held(self)
         return self
 
@@ -180,7 +283,7 @@ cdef class FrameRef(Handle):
         hold_borrowed(self, slot)       # of the view alone: this handle has none to rest on
         try:
             export_bytes(self, buffer, flags)
-        except:
+        except BaseException:
             put(self.mem, slot)
             raise
         buffer.internal = slot

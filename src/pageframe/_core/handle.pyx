@@ -29,7 +29,7 @@ from pageframe._core.allocator cimport (
     claim_one, claim_range, claim_run, free_frames, give_back,
     give_back_range, longest_free_run, next_bit)
 from pageframe._core.arena cimport (
-    PF_ARENA, PF_ON_DROP, PF_UNTYPED, pf_arena, pf_bytes_at, pf_frame_of, pf_slot_at, pf_type_flags)
+    PF_ARENA, PF_ON_DROP, PF_UNTYPED, pf_bytes_at, pf_frame_of, pf_slot_at, pf_type_flags)
 from pageframe._core.errors import (
     FrameBusyError, FrameGoneError, FrameInUseError, FrameReservedError, FrameTypeError,
     FrameUniqueError, FrameUnusedError, MovedError, NotRawError, OutOfFramesError,
@@ -293,26 +293,61 @@ cdef class Holder:
         return types.GenericAlias(cls, item)
 
     def reader(self):
+        """Return a `VmReader` over the bytes.
+
+        Raises
+        ------
+        FrameTypeError
+            If the frames are typed.
+        """
         check_bytes(self)
         return VmReader(self)
 
     def writer(self):
+        """Return a `VmWriter` over the bytes.
+
+        Raises
+        ------
+        FrameTypeError
+            If the frames are typed.
+        """
         check_bytes(self)
         return VmWriter(self)
 
     def readonly(self):
+        """Return a read-only memoryview of the bytes.
+
+        Raises
+        ------
+        FrameTypeError
+            If the frames are typed.
+        """
         check_bytes(self)
         return memoryview(self).toreadonly()
 
     def __dlpack__(self, **kwargs):
+        """Export the bytes, as unsigned 8-bit integers, by the DLPack protocol."""
         check_bytes(self)
         return np.frombuffer(self, np.uint8).__dlpack__(**kwargs)
 
     def __dlpack_device__(self):
+        """Return the DLPack device: the CPU."""
         check_bytes(self)
         return (1, 0)   # kDLCPU, https://dmlc.github.io/dlpack/latest/c_api.html
 
     def cast(self, meta_type):
+        """Return this same handle if its frames are of a metadata type.
+
+        Parameters
+        ----------
+        meta_type : type
+            A metadata type, or a base of one: ``UntypedFrameMeta`` is every untyped type.
+
+        Raises
+        ------
+        FrameTypeError
+            If the frames are of another type. The handle stays as it was.
+        """
         cls = self.meta_type
         if not issubclass(cls, meta_type):
             raise FrameTypeError(f"{self!r} has metadata of type {cls.__name__}, not {meta_type.__name__}")
@@ -336,30 +371,40 @@ cdef class Handle(Holder):
 
     @property
     def start_paddr(self):
+        """Physical address of the frame: a byte offset in the arena."""
         return pf_frame_of(&self.mem.a, held(self)) << self.mem.a.page_shift
 
     @property
     def size(self):
+        """Bytes of the frame."""
         held(self)
         return 1 << self.mem.a.page_shift
 
     @property
     def map_level(self):
+        """Level of the page-table entry that maps a frame of this size: 1, a base page."""
         held(self)
         return 1
 
     @property
     def generation(self):
+        """Lives that the frame had before this one."""
         return held(self).generation
 
     @property
     def meta(self):
+        """The frame's metadata: a read-only view, or a mutable one of a unique frame.
+
+        The view works as long as this handle does: once the handle is dropped or
+        moved its fields raise `MovedError`.
+        """
         cdef pf_slot *slot = held(self)
         return view_slot(
             self.mem, slot, self, &self.slot, pf_slot_count(slot) == PF_UNIQUE)
 
     @property
     def meta_type(self):
+        """Class of the metadata."""
         return class_of(self.mem, held(self))
 
     def __exit__(self, *exc_info):

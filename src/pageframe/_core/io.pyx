@@ -61,11 +61,19 @@ cdef class VmCursor:
 
     @cython.critical_section
     def skip(self, Py_ssize_t nbytes):
+        """Move on without reading or writing; return the cursor itself.
+
+        Raises
+        ------
+        OutOfBoundError
+            If fewer bytes are left.
+        """
         self.take(nbytes)
         return self
 
     @cython.critical_section
     def limit(self, Py_ssize_t max_remain):
+        """Let the range end after so many more bytes at the most; return the cursor itself."""
         self.check()
         if max_remain < 0:
             raise ValueError(f"limit must not be negative, got {max_remain}")
@@ -87,6 +95,14 @@ cdef int check_once(unsigned char *at, Py_ssize_t size) except -1:
 
 @cython.final
 cdef class VmReader(VmCursor):
+    """A cursor that reads memory.
+
+    Parameters
+    ----------
+    source : buffer
+        An untyped frame or segment, or anything that exports contiguous bytes.
+    """
+
     def __cinit__(self, source=None):
         if source is not None:
             self.open(source, PyBUF_SIMPLE)
@@ -96,11 +112,18 @@ cdef class VmReader(VmCursor):
 
     @property
     def remain(self):
+        """Bytes left to read."""
         self.check()
         return self.end - self.at
 
     @cython.critical_section
     def read(self, dest):
+        """Copy bytes until either side has none left; return how many.
+
+        Parameters
+        ----------
+        dest : VmWriter or writable buffer
+        """
         cdef VmWriter writer = dest if isinstance(dest, VmWriter) else VmWriter(dest)
         cdef Py_ssize_t size
         self.check()
@@ -111,6 +134,13 @@ cdef class VmReader(VmCursor):
 
     @cython.critical_section
     def read_bytes(self, nbytes=None):
+        """Return the next bytes, all that remain by default.
+
+        Raises
+        ------
+        OutOfBoundError
+            If fewer are left.
+        """
         cdef Py_ssize_t size
         self.check()
         size = self.end - self.at if nbytes is None else nbytes
@@ -118,12 +148,40 @@ cdef class VmReader(VmCursor):
 
     @cython.critical_section
     def read_val(self, str format):
+        """Read a value.
+
+        Parameters
+        ----------
+        format : str
+            As in the `struct` module, such as ``"<Q"``.
+
+        Returns
+        -------
+        object
+            The value, or a tuple if the format has more or less than one.
+
+        Raises
+        ------
+        OutOfBoundError
+            If fewer bytes are left.
+        """
         cdef Py_ssize_t size = struct.calcsize(format)
         values = struct.unpack(format, self.take(size)[:size])
         return values[0] if len(values) == 1 else values
 
     @cython.critical_section
     def read_once(self, Py_ssize_t size):
+        """Read an unsigned integer of 1, 2, 4 or 8 bytes in one access.
+
+        Native byte order; never torn by a writer that uses `VmWriter.write_once`.
+
+        Raises
+        ------
+        NotAlignedError
+            If the position is not a multiple of the size.
+        OutOfBoundError
+            If fewer bytes are left.
+        """
         cdef unsigned char *at
         self.check()
         check_once(self.at, size)
@@ -142,26 +200,59 @@ cdef class VmReader(VmCursor):
 
 @cython.final
 cdef class VmWriter(VmCursor):
+    """A cursor that writes memory.
+
+    Parameters
+    ----------
+    dest : writable buffer
+        An untyped frame or segment, or anything that exports writable contiguous bytes.
+    """
+
     def __cinit__(self, dest):
         self.open(dest, PyBUF_WRITABLE)
 
     @property
     def avail(self):
+        """Bytes left to write."""
         self.check()
         return self.end - self.at
 
     def write(self, source):
+        """Copy bytes until either side has none left; return how many.
+
+        Parameters
+        ----------
+        source : VmReader or buffer
+        """
         cdef VmReader reader = source if isinstance(source, VmReader) else VmReader(source)
         return reader.read(self)
 
     @cython.critical_section
     def write_val(self, str format, *values):
+        """Write values packed by a format of the `struct` module.
+
+        Raises
+        ------
+        OutOfBoundError
+            If fewer bytes are left; nothing is written.
+        """
         cdef bytes packed = struct.pack(format, *values)
         cdef Py_ssize_t size = len(packed)
         memmove(self.take(size), <unsigned char *>packed, size)
 
     @cython.critical_section
     def write_once(self, Py_ssize_t size, value):
+        """Write an unsigned integer of 1, 2, 4 or 8 bytes in one access.
+
+        Raises
+        ------
+        NotAlignedError
+            If the position is not a multiple of the size.
+        OutOfBoundError
+            If fewer bytes are left.
+        OverflowError
+            If the value does not fit.
+        """
         cdef unsigned char *at
         cdef uint64_t word
         self.check()
@@ -182,6 +273,7 @@ cdef class VmWriter(VmCursor):
 
     @cython.critical_section
     def fill_zeros(self, nbytes=None):
+        """Write zeros, to the end of the range by default; return how many bytes."""
         cdef Py_ssize_t size
         self.check()
         size = self.end - self.at if nbytes is None else nbytes

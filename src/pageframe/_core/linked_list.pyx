@@ -17,13 +17,12 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from pageframe._core.arena cimport (
-    PF_LINKED, Arena, pf_frame_of, pf_slot_at, pf_type_flags)
+    PF_LINKED, Arena, pf_frame_of, pf_slot_at)
 from pageframe._core.errors import FrameTypeError, MovedError, PageFrameError
 from pageframe._core.handle cimport movable, put_unique, raise_moved
 from pageframe._core.meta cimport type_id_of, view_slot
 from pageframe._core.slot cimport (
-    PF_UNIQUE, pf_add_relaxed_u32, pf_load_relaxed_u32, pf_slot, pf_slot_count,
-    pf_store_relaxed_u32)
+    pf_add_relaxed_u32, pf_load_relaxed_u32, pf_slot, pf_store_relaxed_u32)
 from pageframe._core.unique cimport UniqueFrame, make_unique
 
 
@@ -47,6 +46,23 @@ cdef uint32_t new_list_id(Arena mem) except 0:
 @cython.final
 @cython.no_gc
 cdef class LinkedList(Holder):
+    """A list of unique frames that are linked through their metadata.
+
+    The list owns its frames: they are reached only through it, and go with it.
+    Iteration gives paddrs, front first; ``paddr in list`` costs one read.
+
+    Parameters
+    ----------
+    mem : PhysicalMemory
+    meta_type : type
+        Metadata type of the frames, which mixes in `Link`.
+
+    Raises
+    ------
+    FrameTypeError
+        If the type does not mix in `Link`.
+    """
+
     def __init__(self, Arena mem not None, meta_type):
         mem.check_open()
         if self.list_id:
@@ -129,44 +145,60 @@ cdef class LinkedList(Holder):
 
     @cython.critical_section
     def push_front(self, UniqueFrame frame not None):
+        """Take a unique frame in at the front.
+
+        Raises
+        ------
+        FrameTypeError
+            If the frame is of another arena or type. It stays as it was.
+        BufferError
+            If views of its bytes live.
+        """
         push(self, frame, self.front)
 
     @cython.critical_section
     def push_back(self, UniqueFrame frame not None):
+        """Take a unique frame in at the back; as `push_front`."""
         push(self, frame, 0)
 
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def pop_front(self):
+        """Take the first frame out: a `UniqueFrame`, or None if the list is empty."""
         self.check()
         return make_unique(self.mem, self.take(self.front)) if self.front else None
 
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def pop_back(self):
+        """Take the last frame out: a `UniqueFrame`, or None if the list is empty."""
         self.check()
         return make_unique(self.mem, self.take(self.back)) if self.back else None
 
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def cursor_front(self):
+        """Return a `Cursor` at the first frame; at the ghost position if the list is empty."""
         self.check()
         return self.cursor(self.front)
 
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def cursor_back(self):
+        """Return a `Cursor` at the last frame; at the ghost position if the list is empty."""
         self.check()
         return self.cursor(self.back)
 
     @cython.critical_section
     def cursor_at(self, paddr):
+        """Return a `Cursor` at the frame with a paddr, or None if it is not in this list."""
         cdef uint32_t frame = self.find(paddr)
         return self.cursor(frame) if frame else None
 
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def drop(self):
+        """Release all frames and end the list."""
         self.check()
         release(self)
 
@@ -227,6 +259,12 @@ cdef void release(LinkedList self) noexcept:
 @cython.no_gc
 @cython.freelist(64)
 cdef class Cursor:
+    """A position in a `LinkedList`: at a frame, or at the ghost position.
+
+    The ghost position lies past the end and before the front. A cursor whose
+    frame was taken out by another way raises `MovedError`.
+    """
+
     def __init__(self, *args, **kwargs):
         raise TypeError("a Cursor is had from a LinkedList")
 
@@ -243,23 +281,27 @@ cdef class Cursor:
 
     @property
     def paddr(self):
+        """Address of the current frame; None at the ghost position."""
         self.check()
         return <uint64_t>self.at << self.list.mem.a.page_shift if self.at else None
 
     @cython.always_allow_keywords(False)
     def move_next(self):
+        """Move towards the back; from the last frame to the ghost, from there to the front."""
         with cython.critical_section(self.list):
             self.check()
             self.at = links(self.list.mem, self.at).next if self.at else self.list.front
 
     @cython.always_allow_keywords(False)
     def move_prev(self):
+        """Move towards the front; from the first frame to the ghost, from there to the back."""
         with cython.critical_section(self.list):
             self.check()
             self.at = links(self.list.mem, self.at).prev if self.at else self.list.back
 
     @property
     def current_meta(self):
+        """Mutable view of the current frame's metadata; None at the ghost position."""
         cdef pf_slot *slot
         self.check()
         if not self.at:
@@ -269,6 +311,7 @@ cdef class Cursor:
 
     @cython.always_allow_keywords(False)
     def take_current(self):
+        """Take the current frame out and move to the next; None at the ghost position."""
         cdef uint32_t frame
         with cython.critical_section(self.list):
             self.check()
@@ -279,18 +322,24 @@ cdef class Cursor:
             return make_unique(self.list.mem, self.list.take(frame))
 
     def insert_before(self, UniqueFrame frame not None):
+        """Take a unique frame in before the current one; at the ghost, at the back.
+
+        Raises as `LinkedList.push_front` does.
+        """
         with cython.critical_section(self.list):
             self.check()
             push(self.list, frame, self.at)
 
     @cython.always_allow_keywords(False)
     def move_to_front(self):
+        """Make the current frame the first of the list. Nothing happens at the ghost."""
         with cython.critical_section(self.list):
             self.check()
             relink(self.list, self.at, self.list.front)
 
     @cython.always_allow_keywords(False)
     def move_to_back(self):
+        """Make the current frame the last of the list. Nothing happens at the ghost."""
         with cython.critical_section(self.list):
             self.check()
             relink(self.list, self.at, 0)

@@ -2,11 +2,13 @@
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
+cimport cython
 from libc.stdint cimport uint64_t
 
 from pageframe._core.arena cimport Arena
 
 
+@cython.no_gc_clear
 cdef class PhysicalMemory(Arena):
     """An arena of page frames."""
     cdef uint64_t own_frames    # of the tables, and of reserved and bad regions

@@ -22,15 +22,13 @@ classes in one process the one defined last is used.
 """
 
 import inspect
-import sys
 import typing
 
 cimport cython
 from cpython.number cimport PyNumber_Index
-from libc.stdint cimport (
-    int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t)
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memset, strlen
+from libc.string cimport memcpy, memset, strlen
 
 from pageframe._core.arena cimport (
     PF_ARENA, PF_LINKED, PF_ON_DROP, PF_TYPE_NAME, PF_UNTYPED, Arena, pf_bytes_at, pf_fnv1a,
@@ -40,7 +38,7 @@ from pageframe._core.io cimport VmReader, reader_over
 from pageframe._core.slot cimport (
     PF_SLOT_HEADER, PF_SLOT_MAX, pf_add_u8, pf_add_u16, pf_add_u32, pf_add_u64, pf_cas_u8,
     pf_cas_u16, pf_cas_u32, pf_cas_u64, pf_load_u8, pf_load_u16, pf_load_u32, pf_load_u64,
-    pf_slot, pf_store_relaxed_u32, pf_store_u8, pf_store_u16, pf_store_u32, pf_store_u64)
+    pf_slot, pf_store_u8, pf_store_u16, pf_store_u32, pf_store_u64)
 
 cdef extern from "Python.h":
     void PyErr_WriteUnraisable(object)
@@ -293,12 +291,15 @@ cdef class Atomic:
         return self.field.address(self.view)
 
     def load(self):
+        """Return the value."""
         return load_field(self.field.type, self.address())
 
     def store(self, value):
+        """Replace the value. Raises `OverflowError` if it does not fit."""
         store_field(self.field.type, self.address(), value)
 
     def fetch_add(self, value):
+        """Add, wrapping round at the field's size; return the value before."""
         cdef FieldType t
         cdef unsigned char *p = self.address()
         cdef uint64_t word = PyNumber_Index(value) & 0xFFFFFFFFFFFFFFFF
@@ -306,6 +307,7 @@ cdef class Atomic:
         return from_word(t, add_word(p, t.size, word))
 
     def compare_exchange(self, expected, desired):
+        """Replace the value if it is the expected one; return whether it was."""
         cdef unsigned char *p = self.address()
         cdef FieldType t = self.field.type
         cdef uint64_t old, new
@@ -376,7 +378,7 @@ cdef class MetaView:
         return f"{type(self).__name__}({fields})"
 
     def __reduce__(self):
-        return rebuild, (type(self), field_values(self))
+        return _rebuild, (type(self), field_values(self))
 
     def __copy__(self):
         return type(self)(**field_values(self))
@@ -385,7 +387,7 @@ cdef class MetaView:
         return type(self)(**field_values(self))
 
 
-def rebuild(cls, fields):
+def _rebuild(cls, fields):
     return cls(**fields)
 
 
@@ -456,14 +458,24 @@ class MetaBase:
     __slots__ = ()
 
     def on_drop(self, reader):
-        """Run when the last holder of the frame goes."""
+        """Run when the last holder of the frame goes.
+
+        Override it in a metadata type. What it raises goes to `sys.unraisablehook`
+        and the frame is released all the same. While the interpreter exits it may
+        not run.
+
+        Parameters
+        ----------
+        reader : VmReader
+            Over the bytes of the frame, typed or not; works only during the call.
+        """
 
 
-def linked(cls):
-    return any(base.__dict__.get("__linked__") for base in cls.__mro__)
+cdef bint linked(cls):
+    return any([base.__dict__.get("__linked__") for base in cls.__mro__])
 
 
-def declared_fields(cls):
+cdef dict declared_fields(cls):
     """The fields that a class itself declares: name -> (type, default)."""
     declared = {}
     for name, annotation in inspect.get_annotations(cls, eval_str=True).items():
@@ -537,30 +549,71 @@ cdef check_default(cls, Field field, bytearray probe):
 
 
 class FrameMeta(MetaBase, MetaView, metaclass=FrameMetaType):
+    """Base of metadata types.
+
+    Fields are annotations with a field type, a default being optional::
+
+        class PageMeta(UntypedFrameMeta):
+            inode: u64
+            dirty: bool_ = True
+            tag: bytes_[16]
+            hits: atomic_u32
+
+    Field types are ``u8`` … ``u64``, ``i8`` … ``i64``, ``f32``, ``f64``, ``bool_``,
+    ``bytes_[n]`` (also spelled ``Annotated[bytes, n]``, which type checkers
+    understand; shorter values are padded with zeros) and ``atomic_u8`` …
+    ``atomic_i64``. A field without a default starts as zero. A type is fixed once
+    made; subclasses add fields.
+
+    Parameters
+    ----------
+    **fields
+        Values by name.
+
+    Raises
+    ------
+    FrameTypeError
+        When the class is made, if it could fit no slot, or a field has no field
+        type, a bad default or a name that is taken.
+    """
+
     __module__ = "pageframe"
 
 
 class UntypedFrameMeta(FrameMeta):
+    """Base of metadata types whose frames are untyped: raw bytes that anyone may read and write."""
+
     __module__ = "pageframe"
     __untyped__ = True
 
 
 class Link(FrameMeta):
+    """Mixed into a metadata type, lets its frames be in a `LinkedList`.
+
+    Takes the first 8 bytes of the slot's storage.
+    """
+
     __module__ = "pageframe"
     __linked__ = True
 
 
 class MetaPageMeta(FrameMeta):
+    """Carried by the frames that hold the arena's own tables."""
+
     __module__ = "pageframe"
     __arena__ = True
 
 
 class ReservedMemoryMeta(FrameMeta):
+    """Carried by the frames of reserved regions."""
+
     __module__ = "pageframe"
     __arena__ = True
 
 
 class UnusableMemoryMeta(FrameMeta):
+    """Carried by the frames of bad regions."""
+
     __module__ = "pageframe"
     __arena__ = True
 
@@ -574,6 +627,7 @@ cdef uint32_t type_id_of(Arena mem, object cls) except 0:
     if type_id is None:
         if not isinstance(cls, FrameMetaType):
             raise FrameTypeError(f"{cls!r} is no metadata type: derive it from FrameMeta")
+        mem.check_open()
         type_id = register_type(mem, cls)
     return type_id
 

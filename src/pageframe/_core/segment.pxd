@@ -14,7 +14,7 @@ cdef class Segment(Holder):
     """A reference to each frame of a run."""
     cdef uint64_t first
     cdef uint64_t count         # 0: dropped or moved
-    cdef uint64_t pending_count # frames to give up when the last view goes
+    cdef uint64_t pending_count  # frames to give up when the last view goes
 
     cdef int check(self) except -1
     cdef int check_movable(self) except -1

@@ -101,12 +101,8 @@ cdef void give_up(Arena mem, uint64_t first, uint64_t count) noexcept:
 
 cdef int hold_range(Arena mem, uint64_t first, uint64_t count) except -1:
     """Take one more reference to each frame of a run that is held already."""
-    cdef uint64_t done
-    if count < MANY:
-        done = inc_range(&mem.a, first, count)
-    else:
-        with nogil:
-            done = inc_range(&mem.a, first, count)
+    # The lock of the interpreter stays held: who holds the run must not drop it meanwhile.
+    cdef uint64_t done = inc_range(&mem.a, first, count)
     if done < count:
         if done:
             give_up(mem, first, done)
@@ -127,15 +123,23 @@ cdef Segment make_segment(Arena mem, uint64_t first, uint64_t count):
     return segment
 
 
-cdef int build(Arena mem, uint64_t first, uint64_t count, MetaSource source, object meta_fn,
-               bint zeroed) except -1:
+cdef int check_kind(object cls, Arena mem, uint32_t type_id) except -1:
+    """USegment's class methods give untyped segments only."""
+    if cls is USegment and type_id and not mem.a.type_info[type_id].flags & PF_UNTYPED:
+        raise FrameTypeError(f"{mem.classes[type_id].__name__} is the metadata of typed frames")
+    return 0
+
+
+cdef int build(object cls, Arena mem, uint64_t first, uint64_t count, MetaSource source,
+               object meta_fn, bint zeroed) except -1:
     """Build claimed frames; if meta_fn fails they are given back as they were."""
     if source.type_id == 0:
         try:
             ask_each(source, mem, meta_fn, range(
                 first << mem.a.page_shift, (first + count) << mem.a.page_shift,
                 1 << mem.a.page_shift))
-        except:
+            check_kind(cls, mem, source.type_id)
+        except BaseException:
             give_back_range(&mem.a, first, count)
             raise
         begin_each(mem, first, source, zeroed)
@@ -153,8 +157,8 @@ cdef Segment alloc_segment(Arena mem, uint64_t count, object meta_fn, bint zeroe
     cdef uint64_t alignment = 1 if align is None else align >> mem.a.page_shift
     cdef uint64_t first = obtain_run(mem, count, alignment)
     try:
-        build(mem, first, count, source, meta_fn, zeroed)
-    except:
+        build(Segment, mem, first, count, source, meta_fn, zeroed)
+    except BaseException:
         if mem.user_allocator is not None:
             user_dealloc(mem, first, count)
         raise
@@ -163,6 +167,12 @@ cdef Segment alloc_segment(Arena mem, uint64_t count, object meta_fn, bint zeroe
 
 @cython.no_gc
 cdef class Segment(Holder):
+    """A handle to contiguous frames of one type.
+
+    ``segment[i]`` and iteration give frames, ``segment[i:j]`` a segment over
+    frames; all hold references of their own. ``len`` counts frames.
+    """
+
     def __dealloc__(self):
         if self.count:
             give_up(self.mem, self.first, self.count)
@@ -198,20 +208,44 @@ cdef class Segment(Holder):
 
     @classmethod
     def from_unused(cls, Arena mem not None, start, stop, meta_fn=None):
+        """Claim the unused frames of a range, all or none.
+
+        Parameters
+        ----------
+        mem : PhysicalMemory
+        start, stop : int
+            Paddr of the first frame, and past the last.
+        meta_fn : callable, FrameMeta or type, optional
+            As in `PhysicalMemory.alloc_segment`.
+
+        Raises
+        ------
+        NotAlignedError, OutOfBoundError
+            If the range is not one of frames of the arena, or is empty.
+        FrameInUseError, FrameReservedError, FrameBusyError, FrameUniqueError
+            For the first frame that is not free; all stay as they are.
+        FrameTypeError
+            As in `PhysicalMemory.alloc_segment`. What meta_fn raises is passed on.
+        """
         cdef uint64_t first = mem.frame_at(start)
         cdef uint64_t end = mem.frame_stop(stop)
         cdef MetaSource source = meta_sources(mem, meta_fn)
-        cdef Segment segment
+        check_kind(cls, mem, source.type_id)
         if first >= end:
             raise OutOfBoundError(f"the range {start:#x} .. {stop:#x} is empty")
         claim_exactly(mem, first, end - first)
-        build(mem, first, end - first, source, meta_fn, False)
-        segment = make_segment(mem, first, end - first)
-        check_kind(cls, segment)
-        return segment
+        build(cls, mem, first, end - first, source, meta_fn, False)
+        return make_segment(mem, first, end - first)
 
     @classmethod
     def from_frame(cls, Frame frame not None):
+        """Move a frame into a segment of one.
+
+        Raises
+        ------
+        BufferError
+            If views of the frame's bytes live.
+        """
         cdef pf_slot *slot = movable(frame)
         cdef Segment segment = make_segment(frame.mem, pf_frame_of(&frame.mem.a, slot), 1)
         frame.slot = NULL
@@ -219,14 +253,23 @@ cdef class Segment(Holder):
 
     @classmethod
     def from_raw(cls, Arena mem not None, start, stop):
+        """Take back the references that `into_raw` gave for a range.
+
+        Raises
+        ------
+        NotRawError
+            If a frame of the range has no raw reference out; none is taken back.
+        FrameUniqueError, FrameTypeError
+            If the frames are not shared frames of one type; none is taken back.
+        """
         cdef uint64_t first = mem.frame_at(start)
         cdef uint64_t end = mem.frame_stop(stop)
         cdef uint64_t frame
         cdef uint64_t taken = first
-        cdef uint32_t type_id = pf_slot_at(&mem.a, first).type_id
-        cdef Segment segment
+        cdef uint32_t type_id
         if first >= end:
             raise OutOfBoundError(f"the range {start:#x} .. {stop:#x} is empty")
+        type_id = pf_slot_at(&mem.a, first).type_id
         try:
             for frame in range(first, end):
                 raw_take(mem, frame)
@@ -235,40 +278,44 @@ cdef class Segment(Holder):
                     raise_get(mem, frame, PF_E_UNIQUE)
                 if pf_slot_at(&mem.a, frame).type_id != type_id:
                     raise FrameTypeError(f"the frames {start:#x} .. {stop:#x} are not of one type")
-        except:
+            check_kind(cls, mem, type_id)
+        except BaseException:
             for frame in range(first, taken):
                 raw_add(mem, frame)
             raise
-        segment = make_segment(mem, first, end - first)
-        try:
-            check_kind(cls, segment)
-        except:
-            segment.into_raw()
-            raise
-        return segment
+        return make_segment(mem, first, end - first)
 
     @property
     def start_paddr(self):
+        """Physical address of the first frame."""
         self.check()
         return self.first << self.mem.a.page_shift
 
     @property
     def end_paddr(self):
+        """Physical address past the last frame."""
         self.check()
         return (self.first + self.count) << self.mem.a.page_shift
 
     @property
     def size(self):
+        """Bytes."""
         self.check()
         return self.count << self.mem.a.page_shift
 
     @property
     def meta_type(self):
+        """Class of the metadata."""
         self.check()
         return class_of(self.mem, pf_slot_at(&self.mem.a, self.first))
 
     @property
     def meta(self):
+        """The metadata of the frames as a live, read-only structured array.
+
+        Shape ``(len(segment),)``; ``segment.meta["field"]`` is one column. Holds
+        references of its own.
+        """
         keep = self.clone()
         return table_array(
             self.mem, <unsigned char *>pf_slot_at(&self.mem.a, self.first),
@@ -277,6 +324,13 @@ cdef class Segment(Holder):
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def clone(self):
+        """Return one more handle to all the frames.
+
+        Raises
+        ------
+        RefCountOverflowError
+            If a count is at the maximum; all stay as they were.
+        """
         self.check()
         hold_range(self.mem, self.first, self.count)
         return make_segment(self.mem, self.first, self.count)
@@ -284,6 +338,7 @@ cdef class Segment(Holder):
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def drop(self):
+        """Give up the references, now; with live views of the bytes, when the last of them goes."""
         cdef uint64_t count = self.count
         self.check()
         self.count = 0
@@ -294,11 +349,41 @@ cdef class Segment(Holder):
 
     @cython.critical_section
     def slice(self, start, stop):
+        """Return a segment of its own over part of this one.
+
+        Parameters
+        ----------
+        start, stop : int
+            Byte offsets from the start of this segment; multiples of the page size.
+
+        Raises
+        ------
+        NotAlignedError, OutOfBoundError
+            If the part is not within this segment, or is empty.
+        """
         self.check()
         return self.part(self.frames_in(start), self.frames_in(stop))
 
     @cython.critical_section
     def split(self, offset):
+        """Move the frames into two segments.
+
+        Parameters
+        ----------
+        offset : int
+            Bytes of the first part; a multiple of the page size, strictly inside.
+
+        Returns
+        -------
+        tuple of Segment
+
+        Raises
+        ------
+        NotAlignedError, OutOfBoundError
+            If the offset is not strictly inside. The segment stays as it was.
+        BufferError
+            If views of the bytes live.
+        """
         cdef uint64_t at, count
         self.check_movable()
         at = self.frames_in(offset)
@@ -312,6 +397,13 @@ cdef class Segment(Holder):
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def into_raw(self):
+        """Give up the handle but not its references; return (start, stop) paddrs.
+
+        Raises
+        ------
+        BufferError
+            If views of the bytes live.
+        """
         cdef uint64_t frame
         cdef uint64_t added = self.first
         self.check_movable()
@@ -319,7 +411,7 @@ cdef class Segment(Holder):
             for frame in range(self.first, self.first + self.count):
                 raw_add(self.mem, frame)
                 added += 1
-        except:
+        except BaseException:
             for frame in range(self.first, added):
                 raw_take(self.mem, frame)
             raise
@@ -386,16 +478,11 @@ cdef class Segment(Holder):
                 f"{self.meta_type.__name__}>")
 
 
-cdef int check_kind(object cls, Segment segment) except -1:
-    """USegment's class methods give untyped segments only."""
-    if cls is USegment and not isinstance(segment, USegment):
-        raise FrameTypeError(f"{segment!r} is typed")
-    return 0
-
-
 @cython.final
 @cython.no_gc
 cdef class USegment(Segment):
+    """A handle to contiguous untyped frames, which exports their bytes as one buffer."""
+
     @cython.critical_section
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         self.check()

@@ -33,8 +33,15 @@ cdef UniqueFrame make_unique(Arena mem, pf_slot *slot):
 @cython.final
 @cython.no_gc
 cdef class UniqueFrame(Handle):
+    """The only handle to a frame, with metadata that can be written.
+
+    Nobody else can reach the frame. With untyped metadata it exports its bytes,
+    writable. Had from `Frame.try_unique`, from a `LinkedList`, or by `from_unused`.
+    """
+
     @classmethod
     def from_unused(cls, Arena mem not None, paddr, meta=None):
+        """Claim an unused frame at an address; as `Frame.from_unused`."""
         cdef uint64_t frame = mem.frame_at(paddr)
         cdef MetaSource source = meta_source(mem, meta)
         cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
@@ -44,6 +51,15 @@ cdef class UniqueFrame(Handle):
 
     @classmethod
     def from_raw(cls, Arena mem not None, paddr):
+        """Take back the frame that `into_raw` gave up.
+
+        Raises
+        ------
+        NotRawError
+            If no raw reference to the frame is out.
+        FrameInUseError
+            If the raw reference is a shared frame's.
+        """
         cdef uint64_t frame = mem.frame_at(paddr)
         cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
         raw_take(mem, frame)
@@ -55,6 +71,13 @@ cdef class UniqueFrame(Handle):
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def into_raw(self):
+        """Give up the handle but not the frame; return the paddr.
+
+        Raises
+        ------
+        BufferError
+            If views of the bytes live.
+        """
         cdef uint64_t frame = pf_frame_of(&self.mem.a, movable(self))
         raw_add(self.mem, frame)
         self.slot = NULL
@@ -63,6 +86,7 @@ cdef class UniqueFrame(Handle):
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def drop(self):
+        """Release the frame, now; with live views of the bytes, when the last of them goes."""
         cdef pf_slot *slot = self.slot
         if slot == NULL:
             raise_moved(self)
@@ -75,6 +99,13 @@ cdef class UniqueFrame(Handle):
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def share(self):
+        """Move the frame into a `Frame`, the first of its references.
+
+        Raises
+        ------
+        BufferError
+            If views of the bytes live.
+        """
         cdef pf_slot *slot = movable(self)
         pf_slot_publish(slot, 1)
         self.slot = NULL
@@ -82,6 +113,22 @@ cdef class UniqueFrame(Handle):
 
     @cython.critical_section
     def repurpose(self, meta=None):
+        """Begin a new life of the frame with other metadata.
+
+        ``on_drop`` of the old metadata runs. The bytes stay.
+
+        Returns
+        -------
+        UniqueFrame
+            The new handle; this one is moved.
+
+        Raises
+        ------
+        FrameTypeError
+            If meta is no metadata, or too large. The frame stays as it was.
+        BufferError
+            If views of the bytes live.
+        """
         cdef pf_slot *slot = movable(self)
         cdef MetaSource source = meta_source(self.mem, meta)
         self.slot = NULL
@@ -95,6 +142,15 @@ cdef class UniqueFrame(Handle):
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def reset_as_unused(self):
+        """Release the frame without telling the user's own allocator.
+
+        For such allocators themselves; otherwise the same as `drop`.
+
+        Raises
+        ------
+        BufferError
+            If views of the bytes live.
+        """
         cdef pf_slot *slot = movable(self)
         self.slot = NULL
         pf_slot_publish(slot, PF_BUSY)

@@ -23,7 +23,7 @@ from pageframe._core.arena cimport (
 from pageframe._core.errors import FrameTypeError
 from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport (
-    Handle, MetaSource, ask_each, begin_life, held, hold_again, meta_sources,
+    Handle, MetaSource, ask_each, begin_life, held, meta_sources,
     obtain_one, put, raise_get, raise_moved, raise_out_of_frames, zero_used)
 from pageframe._core.meta cimport class_of, slot_dtype
 from pageframe._core.slot cimport (
@@ -92,12 +92,8 @@ cdef void give_up(Arena mem, const uint64_t *frames, Py_ssize_t count) noexcept:
 
 cdef int hold_all(Arena mem, const uint64_t *frames, Py_ssize_t count) except -1:
     """Take one more reference to each frame, all of which are held already."""
-    cdef Py_ssize_t done
-    if count < MANY:
-        done = inc_all(&mem.a, frames, count)
-    else:
-        with nogil:
-            done = inc_all(&mem.a, frames, count)
+    # The lock of the interpreter stays held: who holds the frames must not drop them meanwhile.
+    cdef Py_ssize_t done = inc_all(&mem.a, frames, count)
     if done < count:
         give_up(mem, frames, done)
         raise_get(mem, frames[done], PF_E_OVERFLOW)
@@ -128,7 +124,7 @@ cdef int claim_for(FrameVec vec, Py_ssize_t wanted) except -1:
         while got < wanted:
             vec.frames[got] = obtain_one(mem)
             got += 1
-    except:
+    except BaseException:
         give_all_back(vec, got)
         raise
     return 0
@@ -153,7 +149,7 @@ cdef FrameVec alloc_frames(Arena mem, Py_ssize_t count, object meta_fn, bint zer
     if source.type_id == 0:
         try:
             ask_each(source, mem, meta_fn, (vec.frames[i] << mem.a.page_shift for i in range(count)))
-        except:
+        except BaseException:
             give_all_back(vec, count)
             raise
         for i in range(count):
@@ -174,6 +170,12 @@ cdef FrameVec alloc_frames(Arena mem, Py_ssize_t count, object meta_fn, bint zer
 @cython.final
 @cython.no_gc
 cdef class FrameVec(Holder):
+    """A handle to many scattered frames of one type.
+
+    ``vec[i]`` and iteration give frames, ``vec[i:j:k]`` a vector; all hold
+    references of their own. ``len`` counts frames.
+    """
+
     def __dealloc__(self):
         if self.frames != NULL:
             give_up(self.mem, self.frames, self.count)
@@ -202,6 +204,20 @@ cdef class FrameVec(Holder):
 
     @classmethod
     def from_frames(cls, frames):
+        """Make a vector with references of its own to frames.
+
+        Parameters
+        ----------
+        frames : iterable of Frame
+            Frames of one arena and one type; they stay as they are.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        FrameTypeError
+            If they are not of one arena and type.
+        """
         cdef FrameVec vec
         cdef Handle first, frame
         cdef Py_ssize_t i
@@ -227,20 +243,24 @@ cdef class FrameVec(Holder):
 
     @property
     def meta_type(self):
+        """Class of the metadata."""
         self.check()
         return class_of(self.mem, pf_slot_at(&self.mem.a, self.frames[0]))
 
     @property
     def size(self):
+        """Bytes of all frames."""
         self.check()
         return self.count << self.mem.a.page_shift
 
     @property
     def paddrs(self):
+        """Physical addresses, as an array of unsigned 64-bit integers, shape ``(len(vec),)``."""
         return self.numbers() << np.uint64(self.mem.a.page_shift)
 
     @property
     def reference_counts(self):
+        """Reference counts, as an array of unsigned 64-bit integers, shape ``(len(vec),)``."""
         cdef Py_ssize_t i
         cdef bytearray data
         cdef uint64_t *counts
@@ -253,6 +273,12 @@ cdef class FrameVec(Holder):
 
     @property
     def meta(self):
+        """The metadata of the frames as a read-only structured array.
+
+        Shape ``(len(vec),)``; ``vec.meta["field"]`` is one column. A live view, which
+        holds references of its own, if the frames lie evenly spaced, as freshly
+        allocated ones mostly do; otherwise gathered into a copy.
+        """
         cdef Py_ssize_t i
         cdef uint64_t step
         keep = self.clone()
@@ -270,12 +296,20 @@ cdef class FrameVec(Holder):
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def clone(self):
+        """Return one more handle to all the frames.
+
+        Raises
+        ------
+        RefCountOverflowError
+            If a count is at the maximum; all stay as they were.
+        """
         self.check()
         return self.pick(0, 1, self.count)
 
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def drop(self):
+        """Give up the references."""
         cdef uint64_t *frames = self.frames
         self.check()
         self.frames = NULL
