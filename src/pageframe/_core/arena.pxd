@@ -111,6 +111,7 @@ cdef class Arena:
     cdef dict type_ids      # class -> type id
     cdef list list_ids      # ids of dropped lists, to be used again
     cdef object user_allocator
+    cdef bytearray given    # 1 for each frame that the user's allocator gave
     cdef tuple tables
     cdef void *mapping
     cdef size_t mapping_size

@@ -27,7 +27,7 @@ from libc.string cimport strerror
 
 from pageframe._core.errors import ArenaClosedError, NotAlignedError, OutOfBoundError
 from pageframe._core.slot cimport (
-    PF_UNUSED, pf_add_relaxed_u32, pf_slot, pf_sub_relaxed_u32)
+    PF_UNUSED, pf_add_relaxed_u32, pf_sub_relaxed_u32)
 
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *, size_t, int, int, int, long)

@@ -42,7 +42,7 @@ from pageframe._core.slot cimport (
     PF_BUSY, PF_E_BUSY, PF_E_IN_USE, PF_E_OVERFLOW, PF_E_UNIQUE, PF_E_UNUSED, PF_OK, PF_UNIQUE,
     pf_cas_acquire_u32, pf_load_relaxed_u32, pf_slot_count, pf_slot_get, pf_slot_in_use,
     pf_slot_inc, pf_slot_publish, pf_slot_put, pf_slot_retire, pf_slot_taken)
-from pageframe._core.user_allocator cimport user_alloc, user_dealloc
+from pageframe._core.user_allocator cimport user_alloc, user_dealloc, user_given
 
 
 cdef int raise_moved(Holder self) except -1:
@@ -141,6 +141,7 @@ cdef int64_t obtain_run(Arena mem, uint64_t count, uint64_t align) except -1:
         first = user_alloc(mem, count, align)
         if first >= 0:
             claim_exactly(mem, first, count)
+            user_given(mem, first, count)
     if first < 0:
         raise_out_of_frames(mem, count, align)
     return first
@@ -168,8 +169,7 @@ cdef void end_life(Arena mem, pf_slot *slot, bint tell) noexcept:
     else:
         # No lane keeps the frame: the user's allocator says who gets it next.
         give_back_range(&mem.a, frame, 1)
-        if tell:
-            user_dealloc(mem, frame, 1)
+        user_dealloc(mem, frame, 1, tell)
 
 
 cdef void put(Arena mem, pf_slot *slot) noexcept:

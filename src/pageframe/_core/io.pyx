@@ -30,6 +30,8 @@ cdef class VmCursor:
         self.close()
 
     cdef int open(self, object target, int flags) except -1:
+        if self.held:
+            raise TypeError(f"this {type(self).__name__} is initialised already")
         PyObject_GetBuffer(target, &self.buffer, flags)
         self.held = True
         self.at = <unsigned char *>self.buffer.buf
@@ -103,12 +105,8 @@ cdef class VmReader(VmCursor):
         An untyped frame or segment, or anything that exports contiguous bytes.
     """
 
-    def __cinit__(self, source=None):
-        if source is not None:
-            self.open(source, PyBUF_SIMPLE)
-
     def __init__(self, source):
-        pass
+        self.open(source, PyBUF_SIMPLE)
 
     @property
     def remain(self):
@@ -208,7 +206,7 @@ cdef class VmWriter(VmCursor):
         An untyped frame or segment, or anything that exports writable contiguous bytes.
     """
 
-    def __cinit__(self, dest):
+    def __init__(self, dest):
         self.open(dest, PyBUF_WRITABLE)
 
     @property
@@ -281,7 +279,7 @@ cdef class VmWriter(VmCursor):
         return size
 
     def __repr__(self):
-        return f"<VmWriter avail={self.end - self.at}>"
+        return "<VmWriter closed>" if self.at == NULL else f"<VmWriter avail={self.end - self.at}>"
 
 
 cdef VmReader reader_over(unsigned char *data, size_t size):

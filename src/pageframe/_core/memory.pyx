@@ -197,6 +197,7 @@ cdef class PhysicalMemory(Arena):
             raise ValueError(f"the arena of {size} bytes has no usable frame besides its own tables")
         self.a.open = True
         if allocator is not None:
+            self.given = bytearray(self.a.frames)
             self.user_allocator = allocator
             add_free_memory(self, allocator)
 

@@ -160,7 +160,7 @@ cdef Segment alloc_segment(Arena mem, uint64_t count, object meta_fn, bint zeroe
         build(Segment, mem, first, count, source, meta_fn, zeroed)
     except BaseException:
         if mem.user_allocator is not None:
-            user_dealloc(mem, first, count)
+            user_dealloc(mem, first, count, True)
         raise
     return make_segment(mem, first, count)
 

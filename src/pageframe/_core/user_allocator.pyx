@@ -8,9 +8,14 @@ An arena asks such an allocator where to place frames and tells it which frames
 have been released.  It decides nothing about ownership: the arena claims what
 it was told to use, bit by bit, so an allocator that gives out a range twice,
 unaligned or outside the arena gets an exception and no frame has two owners.
+Frames claimed by their address it never hears of: it is told of the end of those
+frames alone that it gave.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
+
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from libc.string cimport memset
 
 from pageframe._core.errors import GetFrameError, NotAlignedError
 
@@ -70,8 +75,19 @@ cdef int64_t user_alloc(Arena mem, uint64_t count, uint64_t align) except -2:
     return first
 
 
-cdef void user_dealloc(Arena mem, uint64_t first, uint64_t count) noexcept:
-    """Tell the arena's user allocator that frames are free again."""
+cdef void user_given(Arena mem, uint64_t first, uint64_t count) noexcept:
+    """Remember frames that the allocator gave and that have been claimed."""
+    memset(PyByteArray_AS_STRING(mem.given) + first, 1, count)
+
+
+cdef void user_dealloc(Arena mem, uint64_t first, uint64_t count, bint tell) noexcept:
+    """Tell the arena's user allocator that frames are free again, if it gave them."""
+    cdef char *given = PyByteArray_AS_STRING(mem.given) + first
+    if not given[0]:
+        return
+    memset(given, 0, count)
+    if not tell:
+        return
     allocator = mem.user_allocator
     try:
         allocator.dealloc(first << mem.a.page_shift, count << mem.a.page_shift)

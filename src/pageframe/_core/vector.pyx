@@ -136,7 +136,7 @@ cdef void give_all_back(FrameVec vec, Py_ssize_t count) noexcept:
     for i in range(count):
         give_back(&vec.mem.a, vec.frames[i])
         if vec.mem.user_allocator is not None:
-            user_dealloc(vec.mem, vec.frames[i], 1)
+            user_dealloc(vec.mem, vec.frames[i], 1, True)
 
 
 cdef FrameVec alloc_frames(Arena mem, Py_ssize_t count, object meta_fn, bint zeroed):
