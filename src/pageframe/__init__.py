@@ -11,7 +11,7 @@ as somebody holds it. See `PhysicalMemory` to begin.
 
 from pathlib import Path
 
-from pageframe._core.early import MemoryRegion
+from pageframe._core.early import MemoryRegion, parse_size
 from pageframe._core.errors import (
     ArenaClosedError,
     ArenaInUseError,
@@ -134,6 +134,7 @@ __all__ = [
     "i16",
     "i32",
     "i64",
+    "parse_size",
     "u8",
     "u16",
     "u32",

@@ -19,8 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
-from pageframe import PhysicalMemory
-from pageframe._core.early import parse_size
+from pageframe import PhysicalMemory, parse_size
 from pageframe.demo import DemoResult, PageCache, Reading, SourceFile, find_files, run
 from pageframe.observe.picture import arena_picture, require_matplotlib
 

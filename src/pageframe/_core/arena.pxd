@@ -119,6 +119,7 @@ cdef class Arena:
 
     cdef int map(self, uint64_t size, uint64_t page_size, uint64_t slot_size,
                  bint populate) except -1
+    cdef int populate(self, uint64_t size) except -1
     cdef int place_tables(self, object early, uint32_t types) except -1
     cdef int release_memory(self) except -1
     cdef int check_open(self) except -1

@@ -21,7 +21,7 @@ import numpy as np
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.number cimport PyNumber_Index
 from cpython.long cimport PyLong_AsUnsignedLongLong
-from libc.errno cimport errno
+from libc.errno cimport EINVAL, errno
 from libc.stdlib cimport calloc, free
 from libc.string cimport strerror
 
@@ -79,8 +79,8 @@ cdef class Arena:
         self.mapping = map_anonymous(self.mapping_size, 0)
         address = (<size_t>self.mapping + page_size - 1) & ~(page_size - 1)
         self.a.base = <unsigned char *>address
-        if populate and madvise(self.a.base, size, MADV_POPULATE_WRITE) != 0:
-            raise MemoryError(f"can't populate {size} bytes: {strerror(errno).decode()}")
+        if populate:
+            self.populate(size)
         # Raw references are counted by frame; the kernel backs only what is used.
         self.raw_size = frames * sizeof(uint32_t)
         self.a.raw = <uint32_t *>map_anonymous(self.raw_size, MAP_NORESERVE)
@@ -92,6 +92,17 @@ cdef class Arena:
         self.a.lanes = <pf_lane *>calloc(PF_LANES, sizeof(pf_lane))
         if self.a.lanes == NULL:
             raise MemoryError("no memory for the lanes")
+        return 0
+
+    cdef int populate(self, uint64_t size) except -1:
+        """Have the kernel give all the memory now."""
+        cdef uint64_t i
+        if madvise(self.a.base, size, MADV_POPULATE_WRITE) == 0:
+            return 0
+        if errno != EINVAL:
+            raise MemoryError(f"can't populate {size} bytes: {strerror(errno).decode()}")
+        for i in range(0, size, 4096):      # a kernel older than Linux 5.14
+            self.a.base[i] = 0
         return 0
 
     cdef int place_tables(self, object early, uint32_t types) except -1:

@@ -317,7 +317,8 @@ cdef class PhysicalMemory(Arena):
         Returns
         -------
         numpy.ma.MaskedArray
-            Shape ``(total_frames,)``; ``mem.meta(T)["field"]`` is one column. The
+            Shape ``(total_frames,)``. Take a column, ``mem.meta(T)["field"]``, before
+        asking for more: NumPy compresses and counts plain columns only. The
             data are a live, read-only view; the mask, taken when this is called,
             hides frames that are not in use with this type. Keeps the arena from
             being closed.
