@@ -6,6 +6,7 @@ import gc
 
 import pytest
 
+from cimport.build import load_probe
 from pageframe import PhysicalMemory
 
 
@@ -17,3 +18,9 @@ def mem():
     gc.collect()
     assert arena.used_frames == 0, arena.stats()
     arena.close()
+
+
+@pytest.fixture(scope="session")
+def probe():
+    """Return the extension module that cimports pageframe, built if need be."""
+    return load_probe()

@@ -31,6 +31,7 @@ cdef class Handle(Holder):
 
 
 @cython.final
+@cython.no_gc
 cdef class MetaSource:
     """Metadata for frames about to be built: the same for all, or one for each."""
     cdef uint32_t type_id

@@ -209,6 +209,8 @@ cdef int hold_again(Arena mem, pf_slot *slot) except -1:
 
 
 @cython.final
+@cython.no_gc       # refers to metadata values alone
+@cython.freelist(8)
 cdef class MetaSource:
     cdef const unsigned char *at(self, Py_ssize_t i) noexcept:
         return self.storage if self.each is None else (<MetaView>self.each[i]).data

@@ -17,7 +17,7 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from pageframe._core.arena cimport (
-    PF_LINKED, Arena, pf_frame_of, pf_slot_at)
+    PF_LINKED, Arena, pf_arena, pf_frame_of, pf_slot_at)
 from pageframe._core.errors import FrameTypeError, MovedError, PageFrameError
 from pageframe._core.handle cimport movable, put_unique, raise_moved
 from pageframe._core.meta cimport type_id_of, view_slot
@@ -26,8 +26,8 @@ from pageframe._core.slot cimport (
 from pageframe._core.unique cimport UniqueFrame, make_unique
 
 
-cdef inline pf_link *links(Arena mem, uint32_t frame) noexcept:
-    return <pf_link *>&pf_slot_at(&mem.a, frame).storage[0]
+cdef inline pf_link *links(const pf_arena *a, uint32_t frame) noexcept nogil:
+    return <pf_link *>&pf_slot_at(a, frame).storage[0]
 
 
 cdef uint32_t new_list_id(Arena mem) except 0:
@@ -82,7 +82,8 @@ cdef class LinkedList(Holder):
     cdef int check(self) except -1:
         if self.list_id == 0:
             raise_moved(self)
-        self.mem.check_open()
+        if not self.mem.a.open:
+            self.mem.check_open()
         return 0
 
     cdef uint32_t find(self, object paddr) except? 0:
@@ -104,27 +105,27 @@ cdef class LinkedList(Holder):
 
     cdef void insert(self, uint32_t frame, uint32_t before) noexcept:
         """Link a frame in before another one, or at the back (before 0)."""
-        cdef uint32_t prev = links(self.mem, before).prev if before else self.back
-        links(self.mem, frame).prev = prev
-        links(self.mem, frame).next = before
+        cdef uint32_t prev = links(&self.mem.a, before).prev if before else self.back
+        links(&self.mem.a, frame).prev = prev
+        links(&self.mem.a, frame).next = before
         if prev:
-            links(self.mem, prev).next = frame
+            links(&self.mem.a, prev).next = frame
         else:
             self.front = frame
         if before:
-            links(self.mem, before).prev = frame
+            links(&self.mem.a, before).prev = frame
         else:
             self.back = frame
 
     cdef void remove(self, uint32_t frame) noexcept:
         """Unlink a frame."""
-        cdef pf_link *link = links(self.mem, frame)
+        cdef pf_link *link = links(&self.mem.a, frame)
         if link.prev:
-            links(self.mem, link.prev).next = link.next
+            links(&self.mem.a, link.prev).next = link.next
         else:
             self.front = link.next
         if link.next:
-            links(self.mem, link.next).prev = link.prev
+            links(&self.mem.a, link.next).prev = link.prev
         else:
             self.back = link.prev
         link.prev = link.next = 0
@@ -189,6 +190,7 @@ cdef class LinkedList(Holder):
         self.check()
         return self.cursor(self.back)
 
+    @cython.always_allow_keywords(False)
     @cython.critical_section
     def cursor_at(self, paddr):
         """Return a `Cursor` at the frame with a paddr, or None if it is not in this list."""
@@ -290,14 +292,14 @@ cdef class Cursor:
         """Move towards the back; from the last frame to the ghost, from there to the front."""
         with cython.critical_section(self.list):
             self.check()
-            self.at = links(self.list.mem, self.at).next if self.at else self.list.front
+            self.at = links(&self.list.mem.a, self.at).next if self.at else self.list.front
 
     @cython.always_allow_keywords(False)
     def move_prev(self):
         """Move towards the front; from the first frame to the ghost, from there to the back."""
         with cython.critical_section(self.list):
             self.check()
-            self.at = links(self.list.mem, self.at).prev if self.at else self.list.back
+            self.at = links(&self.list.mem.a, self.at).prev if self.at else self.list.back
 
     @property
     def current_meta(self):
@@ -318,7 +320,7 @@ cdef class Cursor:
             frame = self.at
             if not frame:
                 return None
-            self.at = links(self.list.mem, frame).next
+            self.at = links(&self.list.mem.a, frame).next
             return make_unique(self.list.mem, self.list.take(frame))
 
     def insert_before(self, UniqueFrame frame not None):

@@ -25,6 +25,7 @@ import inspect
 import typing
 
 cimport cython
+from cpython.ref cimport PyObject
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -44,10 +45,22 @@ cdef extern from "Python.h":
     void PyErr_WriteUnraisable(object)
     void PyErr_SetObject(object, object)
     void PyObject_Free(void *)
+    int PyObject_CallFinalizerFromDealloc(PyObject *)
+    void Py_DECREF(PyObject *)
+    void Py_XDECREF(PyObject *)
+    PyTypeObject *Py_TYPE(PyObject *)
+    void *PyObject_Malloc(size_t)
+    PyObject *PyObject_Init(void *, PyTypeObject *)
+    PyObject *PyErr_NoMemory()
     unsigned long Py_TPFLAGS_HAVE_GC
     ctypedef struct PyTypeObject:
         unsigned long tp_flags
         void (*tp_free)(void *) noexcept
+        void (*tp_dealloc)(PyObject *) noexcept
+        PyObject *(*tp_alloc)(PyTypeObject *, Py_ssize_t) noexcept
+        Py_ssize_t tp_basicsize
+        void *tp_finalize
+        object (*tp_new)(PyTypeObject *, object, void *)
 
 cdef enum Kind:
     UNSIGNED
@@ -224,6 +237,26 @@ cdef int store_field(FieldType t, unsigned char *p, object value) except -1:
     return 0
 
 
+cdef inline int check_view(MetaView view) except -1:
+    """MetaView.check(), which nobody overrides, without going through the class."""
+    if view.own != NULL:
+        return 0
+    if view.slot == NULL or (view.guard != NULL and view.guard[0] != view.slot):
+        return raise_moved_view(view)
+    if (not view.arena.open or view.slot.generation != view.generation
+            or view.slot.list_id != view.list_id):
+        return raise_view_gone(view)
+    return 0
+
+
+cdef int raise_moved_view(MetaView view) except -1:
+    raise MovedError(f"this {type(view).__name__} belonged to a handle that was dropped or moved")
+
+
+cdef int raise_view_gone(MetaView view) except -1:
+    raise FrameGoneError(f"the frame that this {type(view).__name__} described is gone")
+
+
 @cython.final
 cdef class Field:
     """The descriptor of a field in its class."""
@@ -235,9 +268,9 @@ cdef class Field:
     def __init__(self, *args, **kwargs):
         raise TypeError("fields are made by annotating a metadata class")
 
-    cdef unsigned char *address(self, MetaView view) except NULL:
+    cdef inline unsigned char *address(self, MetaView view) except NULL:
         """Where the field lies in a view, which may be of another class than the field's."""
-        view.check()
+        check_view(view)
         if self.offset + self.type.size > view.size:
             raise FrameTypeError(f"{type(view).__name__} has no field {self.name}")
         return view.data + self.offset
@@ -339,14 +372,7 @@ cdef class MetaView:
 
     cdef int check(self) except -1:
         """Raise unless the fields can still be read."""
-        if self.own != NULL:
-            return 0
-        if self.slot == NULL or (self.guard != NULL and self.guard[0] != self.slot):
-            raise MovedError(f"this {type(self).__name__} belonged to a handle that was dropped or moved")
-        if (not self.arena.open or self.slot.generation != self.generation
-                or self.slot.list_id != self.list_id):
-            raise FrameGoneError(f"the frame that this {type(self).__name__} described is gone")
-        return 0
+        return check_view(self)
 
     def __init__(self, **fields):
         cdef MetaLayout layout = type(self).__layout__
@@ -494,6 +520,37 @@ cdef dict declared_fields(cls):
     return declared
 
 
+cdef extern from *:
+    """
+    /* Blocks of instances that have gone, for the next ones: the interpreter lock guards them. */
+    #ifdef Py_GIL_DISABLED
+    #define SPARE_MAX 0
+    static void *spare[1];
+    #else
+    #define SPARE_MAX 64
+    static void *spare[SPARE_MAX];
+    #endif
+    static int spares;
+    """
+    enum:
+        SPARE_MAX
+    void *spare[]
+    int spares
+
+cdef PyObject *alloc_instance(PyTypeObject *t, Py_ssize_t items) noexcept:
+    global spares
+    cdef void *block
+    if spares > 0:
+        spares -= 1
+        block = spare[spares]
+    else:
+        block = PyObject_Malloc(t.tp_basicsize)
+        if block == NULL:
+            return PyErr_NoMemory()
+    memset(block, 0, t.tp_basicsize)
+    return PyObject_Init(block, t)
+
+
 cdef void untrack_instances(object cls) noexcept:
     """Make instances of a new class plain objects, which the cycle collector does not visit.
 
@@ -503,6 +560,25 @@ cdef void untrack_instances(object cls) noexcept:
     cdef PyTypeObject *t = <PyTypeObject *>cls
     t.tp_flags &= ~Py_TPFLAGS_HAVE_GC
     t.tp_free = PyObject_Free
+    t.tp_dealloc = dealloc_instance
+    t.tp_alloc = alloc_instance
+
+
+cdef void dealloc_instance(PyObject *o) noexcept:
+    global spares
+    """Take down an instance, which has neither a dict nor weak references."""
+    cdef PyTypeObject *t = Py_TYPE(o)
+    if t.tp_finalize != NULL and PyObject_CallFinalizerFromDealloc(o) < 0:
+        return
+    if (<MetaView>o).own != NULL:
+        free((<MetaView>o).own)
+    Py_XDECREF(<PyObject *>(<MetaView>o).owner)
+    if spares < SPARE_MAX:
+        spare[spares] = o
+        spares += 1
+    else:
+        PyObject_Free(o)
+    Py_DECREF(<PyObject *>t)
 
 
 class FrameMetaType(type):
@@ -515,6 +591,10 @@ class FrameMetaType(type):
         if namespace["__slots__"] != ():
             raise FrameTypeError(f"{name}: metadata has no slots of its own; annotate fields instead")
         cls = super().__new__(mcls, name, bases, namespace, **kwargs)
+        if cls.__dictoffset__ or cls.__weakrefoffset__:
+            raise FrameTypeError(
+                f"{name}: a class that metadata mixes in must have __slots__ = (), so that instances have "
+                "neither a dict nor weak references")
         type.__setattr__(cls, "__declared__", declared_fields(cls))
         declared = {}
         for base in reversed(cls.__mro__):
@@ -703,7 +783,8 @@ cdef MetaView view_slot(
         Arena mem, pf_slot *slot, object owner, pf_slot **guard, bint writable):
     """A view of a slot, valid while guard points to the slot; owner keeps guard alive."""
     cdef object cls = mem.classes[slot.type_id]
-    cdef MetaView view = MetaView.__new__(cls)
+    # MetaView.__new__(cls), without looking up __new__ by name.
+    cdef MetaView view = <MetaView>(<PyTypeObject *>MetaView).tp_new(<PyTypeObject *>cls, (), NULL)
     view.data = &slot.storage[0]
     view.size = (1 << mem.a.slot_shift) - PF_SLOT_HEADER
     view.slot = slot
