@@ -47,15 +47,15 @@ def test_what_was_released_last_is_given_out_first(mem):
 def test_a_frame_kept_for_the_next_allocation_is_free_for_every_purpose(mem):
     free = mem.free_frames
     for take in (
-        lambda: mem.alloc_segment(free),
-        lambda: mem.alloc_frames(free),
-        lambda: Frame.from_unused(mem, paddr),
+        lambda paddr: mem.alloc_segment(free),
+        lambda paddr: mem.alloc_frames(free),
+        lambda paddr: Frame.from_unused(mem, paddr),
     ):
         frame = mem.alloc_frame()
         paddr = frame.start_paddr
         frame.drop()
         assert mem.free_frames == free
-        with take() as taken:
+        with take(paddr) as taken:
             assert mem.free_frames == free - taken.size // PAGE
     assert mem.stats().longest_free_run == free
 

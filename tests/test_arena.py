@@ -2,10 +2,14 @@
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
+import itertools
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from pageframe import (
+    REF_COUNT_UNUSED,
     ArenaClosedError,
     ArenaInUseError,
     Frame,
@@ -17,7 +21,6 @@ from pageframe import (
     ReservedMemoryMeta,
     UnusableMemoryMeta,
 )
-from pageframe import REF_COUNT_UNUSED
 from types_for_tests import Page, Raw
 
 PAGE = 4096
@@ -33,7 +36,7 @@ def test_a_size_is_a_number_of_bytes_or_says_its_unit(size, nbytes):
 
 @pytest.mark.parametrize("size", ["", "1 MB", "one", "-1 MiB", "1.3 B", 0, -4096, 4097, "1 EiB"])
 def test_a_size_that_makes_no_sense_is_refused(size):
-    with pytest.raises(ValueError, match="size|multiple|whole number"):
+    with pytest.raises(ValueError, match=r"size|multiple|whole number"):
         PhysicalMemory(size)
 
 
@@ -103,7 +106,12 @@ def test_the_tables_lie_in_frames_that_carry_meta_page_meta(mem):
 def test_reserved_and_bad_regions_are_never_allocated():
     regions = [MemoryRegion(64 * PAGE, 3 * PAGE, "reserved"), (100 * PAGE, PAGE, "bad")]
     with PhysicalMemory("1 MiB", regions=regions) as mem:
-        own = {64: ReservedMemoryMeta, 65: ReservedMemoryMeta, 66: ReservedMemoryMeta, 100: UnusableMemoryMeta}
+        own = {
+            64: ReservedMemoryMeta,
+            65: ReservedMemoryMeta,
+            66: ReservedMemoryMeta,
+            100: UnusableMemoryMeta,
+        }
         with mem.alloc_frames(mem.free_frames) as everything:
             assert not set(own) & set((everything.paddrs // PAGE).tolist())
         for number, meta_type in own.items():
@@ -124,7 +132,7 @@ def test_tables_go_round_a_region_that_is_in_their_way():
             assert stop <= 2 * PAGE or start >= 3 * PAGE
             assert stop <= 4 * PAGE or start >= 6 * PAGE
         spans.sort()
-        assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
         with mem.alloc_frames(mem.free_frames) as everything:
             assert len(everything) == 256 - mem.reserved_frames
 
@@ -150,8 +158,7 @@ def test_regions_that_make_no_sense_are_refused(regions, message):
 
 def test_populate_gives_the_memory_at_once():
     def resident():
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * PAGE
+        return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
     before = resident()
     with PhysicalMemory("64 MiB", populate=True):

@@ -169,7 +169,11 @@ def test_from_in_use_adds_a_reference(mem):
 
 def test_handles_of_other_frames_and_arenas_differ(mem):
     with PhysicalMemory("1 MiB") as other:
-        a, b, c = Frame.from_unused(mem, FREE), Frame.from_unused(mem, FREE + PAGE), Frame.from_unused(other, FREE)
+        a, b, c = (
+            Frame.from_unused(mem, FREE),
+            Frame.from_unused(mem, FREE + PAGE),
+            Frame.from_unused(other, FREE),
+        )
         assert len({a, b, c, a.clone()}) == 3
         assert a != FREE
         del a, b, c
@@ -343,7 +347,14 @@ def test_a_borrowed_frame_works_without_a_reference_until_it_is_gone(mem):
     assert ref.reference_count == 1
     meta = ref.meta
     clone.drop()
-    for use in (lambda: ref.start_paddr, ref.clone, ref.borrow, lambda: ref.meta, lambda: meta.inode, lambda: memoryview(ref)):
+    for use in (
+        lambda: ref.start_paddr,
+        ref.clone,
+        ref.borrow,
+        lambda: ref.meta,
+        lambda: meta.inode,
+        lambda: memoryview(ref),
+    ):
         with pytest.raises(FrameGoneError):
             use()
 

@@ -74,7 +74,6 @@ def test_nothing_is_read_or_written_past_the_end(mem):
         with pytest.raises(struct.error):
             writer.write_val("I", -1)
         assert writer.avail == 4
-        del reader, writer
 
 
 def test_limit_never_widens(mem):

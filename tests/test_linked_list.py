@@ -148,7 +148,19 @@ def test_cursor_at_finds_frames_of_this_list_only(filled, mem):
     other = LinkedList(mem, Page)
     other.push_back(mem.alloc_frame(Page).try_unique())
     stranger = mem.alloc_frame(Page)
-    for paddr in (next(iter(other)), stranger.start_paddr, 0, 1, -PAGE, 1 << 20, 1 << 80, PAGE + 1, None, "x", 1.5):
+    for paddr in (
+        next(iter(other)),
+        stranger.start_paddr,
+        0,
+        1,
+        -PAGE,
+        1 << 20,
+        1 << 80,
+        PAGE + 1,
+        None,
+        "x",
+        1.5,
+    ):
         assert filled.cursor_at(paddr) is None
         assert paddr not in filled
     for paddr in filled:
@@ -170,8 +182,15 @@ def test_a_cursor_whose_frame_was_taken_another_way_refuses(filled):
     cursor, other = filled.cursor_front(), filled.cursor_front()
     meta = cursor.current_meta
     taken = other.take_current()
-    for use in (cursor.move_next, cursor.move_prev, cursor.take_current, cursor.move_to_front, lambda: cursor.current_meta,
-                lambda: cursor.paddr, lambda: cursor.insert_before(taken)):  # fmt: skip
+    for use in (
+        cursor.move_next,
+        cursor.move_prev,
+        cursor.take_current,
+        cursor.move_to_front,
+        lambda: cursor.current_meta,
+        lambda: cursor.paddr,
+        lambda: cursor.insert_before(taken),
+    ):
         with pytest.raises(MovedError):
             use()
     with pytest.raises(FrameGoneError):
@@ -225,12 +244,20 @@ def test_dropping_the_list_frees_its_frames_front_first(mem):
     lru.drop()
     assert ended == [0, 1, 2, 3]
     assert mem.used_frames == 0
-    for use in (lambda: len(lru), lru.pop_front, lru.drop, lru.cursor_front, lambda: 0 in lru, lambda: list(lru), lambda: cursor.paddr):
+    for use in (
+        lambda: len(lru),
+        lru.pop_front,
+        lru.drop,
+        lru.cursor_front,
+        lambda: 0 in lru,
+        lambda: list(lru),
+        lambda: cursor.paddr,
+    ):
         with pytest.raises(MovedError):
             use()
     with LinkedList(mem, Dying) as other:
         other.push_back(mem.alloc_frame(Dying(number=9)).try_unique())
-    del (third := [LinkedList(mem, Dying)])[:]
+    LinkedList(mem, Dying)
     assert ended == [0, 1, 2, 3, 9]
 
 

@@ -80,12 +80,11 @@ def test_fields_lie_in_order_at_their_natural_alignment():
 
 
 def test_what_lies_in_the_slot_is_what_numpy_reads():
-    with PhysicalMemory("1 MiB", slot_size=128) as mem:
-        with mem.alloc_segment(1, Everything(d=1 << 63, e=-5, i=0.25, k=True, l=b"hey", p=-9)) as segment:
-            row = segment.meta[0]
-            assert (row["d"], row["e"], row["i"], row["k"], row["l"], row["p"]) == (
-                1 << 63, -5, 0.25, True, b"hey", -9)  # fmt: skip
-            del row
+    value = Everything(d=1 << 63, e=-5, i=0.25, k=True, l=b"hey", p=-9)
+    with PhysicalMemory("1 MiB", slot_size=128) as mem, mem.alloc_segment(1, value) as segment:
+        assert segment.meta[["d", "e", "i", "k", "l", "p"]].tolist() == [
+            (1 << 63, -5, 0.25, True, b"hey", -9)
+        ]
 
 
 def test_defaults_keywords_repr_and_equality():
@@ -158,6 +157,22 @@ def test_a_class_that_makes_no_sense_fails_when_it_is_made(body, message):
         type(FrameMeta)("Bad", (FrameMeta,), dict(body))
 
 
+class HasDict:
+    """Whose instances have a dict."""
+
+
+class HasWeakref:
+    """Whose instances can be referred to weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
+@pytest.mark.parametrize("mixin", [HasDict, HasWeakref])
+def test_what_is_mixed_in_brings_neither_a_dict_nor_weak_references(mixin):
+    with pytest.raises(FrameTypeError, match="must have __slots__"):
+        type(FrameMeta)("Mixed", (mixin, FrameMeta), {})
+
+
 @pytest.mark.parametrize("size", [0, -1, 1.5, "a"])
 def test_bytes_fields_have_a_size(size):
     with pytest.raises((TypeError, ValueError), match="bytes_"):
@@ -185,7 +200,10 @@ def test_a_field_of_another_type_reaches_no_memory_outside():
     narrow.__class__ = Wide
     with pytest.raises(FrameTypeError, match="has no field"):
         narrow.last
-    with PhysicalMemory("1 MiB", slot_size=256) as mem, pytest.raises(FrameTypeError, match="was not made as"):
+    with (
+        PhysicalMemory("1 MiB", slot_size=256) as mem,
+        pytest.raises(FrameTypeError, match="was not made as"),
+    ):
         mem.alloc_frame(narrow)
 
 
@@ -223,7 +241,13 @@ def test_a_view_stops_with_its_handle_even_if_the_frame_lives_on(mem):
     meta = frame.meta
     hits = meta.hits
     frame.drop()
-    for use in (lambda: meta.inode, hits.load, lambda: repr(meta), lambda: meta == Page(), lambda: mem.alloc_frame(meta)):
+    for use in (
+        lambda: meta.inode,
+        hits.load,
+        lambda: repr(meta),
+        lambda: meta == Page(),
+        lambda: mem.alloc_frame(meta),
+    ):
         with pytest.raises(MovedError):
             use()
     assert clone.meta.inode == 1
@@ -244,7 +268,9 @@ def test_a_view_can_serve_as_metadata_and_is_copied(mem):
 
 
 def test_values_copy_and_pickle(mem):
-    assert copy.copy(Page(inode=6)) == copy.deepcopy(Page(inode=6)) == pickle.loads(pickle.dumps(Page(inode=6)))
+    assert (
+        copy.copy(Page(inode=6)) == copy.deepcopy(Page(inode=6)) == pickle.loads(pickle.dumps(Page(inode=6)))
+    )
     with mem.alloc_frame(Page(inode=6)) as frame:
         value = copy.copy(frame.meta)
     assert value == Page(inode=6)

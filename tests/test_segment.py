@@ -49,7 +49,8 @@ def test_a_segment_begins_at_a_multiple_of_its_alignment(mem, align):
 
 
 @pytest.mark.parametrize(
-    ("align", "error"), [(3 * PAGE, ValueError), (0, ValueError), (2048, NotAlignedError), (-PAGE, ValueError)]
+    ("align", "error"),
+    [(3 * PAGE, ValueError), (0, ValueError), (2048, NotAlignedError), (-PAGE, ValueError)],
 )
 def test_an_alignment_that_makes_no_sense_is_refused(mem, align, error):
     with pytest.raises(error):
@@ -194,8 +195,14 @@ def test_slice_holds_references_of_its_own(mem):
     assert counts(mem, segment) == [1, 1, 2, 2, 2, 1, 1, 1, 1, 1]
     segment.drop()
     assert mem.used_frames == 3
-    for start, stop, error in ((0, 4 * PAGE, OutOfBoundError), (PAGE, PAGE, OutOfBoundError), (1, PAGE, NotAlignedError),
-                               (2 * PAGE, PAGE, OutOfBoundError), (-PAGE, PAGE, OutOfBoundError), (0, 1 << 80, OutOfBoundError)):  # fmt: skip
+    for start, stop, error in (
+        (0, 4 * PAGE, OutOfBoundError),
+        (PAGE, PAGE, OutOfBoundError),
+        (1, PAGE, NotAlignedError),
+        (2 * PAGE, PAGE, OutOfBoundError),
+        (-PAGE, PAGE, OutOfBoundError),
+        (0, 1 << 80, OutOfBoundError),
+    ):
         with pytest.raises(error):
             part.slice(start, stop)
     assert counts(mem, part) == [1, 1, 1]
@@ -210,7 +217,7 @@ def test_a_segment_is_a_sequence_of_frames(mem):
         assert segment[2] in segment
         assert segment[1:] != segment
         assert segment[:] == segment
-        for index in (5, -6):
+        for index in (5, -6, 1 << 70, -(1 << 70)):
             with pytest.raises(IndexError):
                 segment[index]
         with pytest.raises(ValueError, match="step"):
@@ -237,7 +244,9 @@ def test_frames_of_a_segment_outlive_it(mem):
         kept = [segment[0], segment[63], segment[64], segment[69]]
     assert mem.used_frames == 4
     with mem.alloc_segment(60) as other:
-        assert not {frame.start_paddr for frame in kept} & set(range(other.start_paddr, other.end_paddr, PAGE))
+        assert not {frame.start_paddr for frame in kept} & set(
+            range(other.start_paddr, other.end_paddr, PAGE)
+        )
     del kept
 
 
@@ -310,7 +319,9 @@ def test_on_drop_runs_for_every_frame_of_a_segment(mem):
     segment.drop()
     assert len(Dropped.seen) == 3
     kept.drop()
-    assert sorted(number for number, _, _ in Dropped.seen) == sorted({number for number, _, _ in Dropped.seen})
+    assert sorted(number for number, _, _ in Dropped.seen) == sorted(
+        {number for number, _, _ in Dropped.seen}
+    )
     assert len(Dropped.seen) == 4
 
 

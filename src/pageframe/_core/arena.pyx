@@ -29,7 +29,13 @@ from pageframe._core.errors import ArenaClosedError, NotAlignedError, OutOfBound
 from pageframe._core.slot cimport (
     PF_UNUSED, pf_add_relaxed_u32, pf_sub_relaxed_u32)
 
-cdef extern from "<sys/mman.h>" nogil:
+cdef extern from * nogil:
+    """
+    #include <sys/mman.h>
+    #ifndef MADV_POPULATE_WRITE     /* Linux 5.14 */
+    #define MADV_POPULATE_WRITE 23
+    #endif
+    """
     void *mmap(void *, size_t, int, int, int, long)
     int munmap(void *, size_t)
     int madvise(void *, size_t, int)

@@ -457,7 +457,10 @@ cdef class PhysicalMemory(Arena):
         n = PyNumber_Index(n)
         if n < 1:
             raise ValueError(f"at least one frame must be asked for, not {n}")
-        if n > self.a.frames or align > self.a.size:
+        if align > self.a.size:
+            raise OutOfFramesError(
+                f"a run aligned to {align} bytes wanted, the arena has {self.a.size}")
+        if n > self.a.frames:
             raise OutOfFramesError(
                 f"{n} frames wanted, the arena has {self.a.frames}, of which "
                 f"{free_frames(&self.a)} are free")

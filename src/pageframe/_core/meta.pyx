@@ -520,11 +520,13 @@ cdef dict declared_fields(cls):
     return declared
 
 
+# Instances of metadata classes are views for the most part, made for one look at a
+# field.  They are kept out of the cycle collector, and their memory on a free list.
+
 cdef extern from *:
     """
-    /* Blocks of instances that have gone, for the next ones: the interpreter lock guards them. */
     #ifdef Py_GIL_DISABLED
-    #define SPARE_MAX 0
+    #define SPARE_MAX 0     /* the interpreter lock guards the free list */
     static void *spare[1];
     #else
     #define SPARE_MAX 64
@@ -537,7 +539,9 @@ cdef extern from *:
     void *spare[]
     int spares
 
+
 cdef PyObject *alloc_instance(PyTypeObject *t, Py_ssize_t items) noexcept:
+    """Make an instance of a metadata class, all zero."""
     global spares
     cdef void *block
     if spares > 0:
@@ -551,22 +555,9 @@ cdef PyObject *alloc_instance(PyTypeObject *t, Py_ssize_t items) noexcept:
     return PyObject_Init(block, t)
 
 
-cdef void untrack_instances(object cls) noexcept:
-    """Make instances of a new class plain objects, which the cycle collector does not visit.
-
-    They refer to a handle at most, and a handle to its arena, so they are in no
-    cycle; not tracking them halves the cost of a view.
-    """
-    cdef PyTypeObject *t = <PyTypeObject *>cls
-    t.tp_flags &= ~Py_TPFLAGS_HAVE_GC
-    t.tp_free = PyObject_Free
-    t.tp_dealloc = dealloc_instance
-    t.tp_alloc = alloc_instance
-
-
 cdef void dealloc_instance(PyObject *o) noexcept:
-    global spares
     """Take down an instance, which has neither a dict nor weak references."""
+    global spares
     cdef PyTypeObject *t = Py_TYPE(o)
     if t.tp_finalize != NULL and PyObject_CallFinalizerFromDealloc(o) < 0:
         return
@@ -579,6 +570,19 @@ cdef void dealloc_instance(PyObject *o) noexcept:
     else:
         PyObject_Free(o)
     Py_DECREF(<PyObject *>t)
+
+
+cdef void set_up_instances(object cls) noexcept:
+    """Have instances of a new class made and taken down as above.
+
+    The cycle collector need not visit them: they refer to a handle at most, and a
+    handle to its arena, so they are in no cycle.
+    """
+    cdef PyTypeObject *t = <PyTypeObject *>cls
+    t.tp_flags &= ~Py_TPFLAGS_HAVE_GC
+    t.tp_free = PyObject_Free
+    t.tp_alloc = alloc_instance
+    t.tp_dealloc = dealloc_instance
 
 
 class FrameMetaType(type):
@@ -605,7 +609,7 @@ class FrameMetaType(type):
             check_default(cls, field, probe)
             type.__setattr__(cls, field.name, field)
         type.__setattr__(cls, "__layout__", layout)
-        untrack_instances(cls)
+        set_up_instances(cls)
         return cls
 
     def __setattr__(cls, name, value):

@@ -432,10 +432,11 @@ cdef class Segment(Holder):
             if step != 1:
                 raise ValueError(f"a segment is contiguous: step must be 1, not {step}")
             return self.part(start, stop)
-        i = PyNumber_Index(index)
+        index = PyNumber_Index(index)
+        i = index if -<Py_ssize_t>self.count <= index < self.count else self.count
         if i < 0:
             i += self.count
-        if not 0 <= i < <Py_ssize_t>self.count:
+        if i == <Py_ssize_t>self.count:
             raise IndexError(f"frame {index} is not within a segment of {self.count} frames")
         return clone_frame(self.mem, self.first + i)
 

@@ -330,10 +330,11 @@ cdef class FrameVec(Holder):
             if count == 0:
                 raise IndexError(f"a frame vector has at least one frame, not {index}")
             return self.pick(start, step, count)
-        i = PyNumber_Index(index)
+        index = PyNumber_Index(index)
+        i = index if -self.count <= index < self.count else self.count
         if i < 0:
             i += self.count
-        if not 0 <= i < self.count:
+        if i == self.count:
             raise IndexError(f"frame {index} is not within a vector of {self.count} frames")
         return clone_frame(self.mem, self.frames[i])
 
