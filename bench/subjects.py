@@ -83,8 +83,9 @@ SUBJECTS = [
         "alloc_frame + drop", "one frame", "alloc(zeroed=False)", "alloc = bench.mem.alloc_frame", target=1.2
     ),
     Subject("Frame.clone + drop", "one frame", "clone()", "clone = bench.frame.clone", target=1.2),
-    Subject("frame.meta.field", "metadata field", "frame.meta.inode", "frame = bench.frame", target=1.2),
-    Subject("field of a held view", "metadata field", "meta.inode", "meta = bench.frame.meta", target=1.2),
+    Subject("frame.meta", "metadata", "frame.meta", "frame = bench.frame", target=1.2),
+    Subject("meta.field", "metadata", "meta.inode", "meta = bench.frame.meta", target=1.2),
+    Subject("frame.meta.field", "metadata", "frame.meta.inode", "frame = bench.frame"),
     Subject(
         "cursor_at + move_to_front",
         "LRU touch",

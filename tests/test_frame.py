@@ -357,6 +357,7 @@ def test_a_borrowed_frame_works_without_a_reference_until_it_is_gone(mem):
     ):
         with pytest.raises(FrameGoneError):
             use()
+    assert repr(ref).endswith(" gone>")
 
 
 def test_a_borrowed_frame_is_not_fooled_by_the_next_life(mem):

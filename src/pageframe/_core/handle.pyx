@@ -6,8 +6,9 @@
 
 A handle holds one reference, and nobody counts a reference twice: to move it
 (``into_raw``, ``share``, pushing on a list, …) takes it out of the handle,
-which from then on raises `MovedError`.  Live views of a frame's bytes hold
-references of their own, so a handle can be dropped while they live.
+which from then on raises `MovedError`.  A view of the bytes rests on the
+reference of the handle that it came from: while one lives the reference can't
+be moved (`BufferError`), and dropping the handle takes effect with the last.
 
 A frame's life begins with its allocator bit (allocator.pyx), then the slot is
 filled, then its count is published.  It ends in the opposite order: the last
@@ -31,7 +32,7 @@ from pageframe._core.allocator cimport (
 from pageframe._core.arena cimport (
     PF_ARENA, PF_ON_DROP, PF_UNTYPED, pf_bytes_at, pf_frame_of, pf_slot_at, pf_type_flags)
 from pageframe._core.errors import (
-    FrameBusyError, FrameGoneError, FrameInUseError, FrameReservedError, FrameTypeError,
+    ArenaClosedError, FrameBusyError, FrameGoneError, FrameInUseError, FrameReservedError, FrameTypeError,
     FrameUniqueError, FrameUnusedError, MovedError, NotRawError, OutOfFramesError,
     RefCountOverflowError)
 from pageframe._core.io cimport VmReader, VmWriter
@@ -370,7 +371,6 @@ cdef int check_bytes(object holder) except -1:
 
 @cython.no_gc
 cdef class Handle(Holder):
-
     @property
     def start_paddr(self):
         """Physical address of the frame: a byte offset in the arena."""
@@ -402,7 +402,7 @@ cdef class Handle(Holder):
         """
         cdef pf_slot *slot = held(self)
         return view_slot(
-            self.mem, slot, self, &self.slot, pf_slot_count(slot) == PF_UNIQUE)
+            self.mem, slot, self, &self.slot, not self.borrowed and pf_slot_count(slot) == PF_UNIQUE)
 
     @property
     def meta_type(self):
@@ -428,5 +428,9 @@ cdef class Handle(Holder):
     def __repr__(self):
         if self.slot == NULL:
             return f"<{type(self).__name__} moved>"
-        return (f"<{type(self).__name__} {pf_frame_of(&self.mem.a, self.slot) << self.mem.a.page_shift:#x} "
-                f"{class_of(self.mem, self.slot).__name__}>")
+        paddr = pf_frame_of(&self.mem.a, self.slot) << self.mem.a.page_shift
+        try:
+            held(self)
+        except (ArenaClosedError, FrameGoneError):
+            return f"<{type(self).__name__} {paddr:#x} gone>"
+        return f"<{type(self).__name__} {paddr:#x} {class_of(self.mem, self.slot).__name__}>"
