@@ -142,7 +142,7 @@ class PageCache:
                 paddr = self._paddrs.pop((file.number, index), None)
                 if paddr is not None:
                     self.hits += 1
-                    frames = [self._lru.cursor_at(paddr).take_current()]
+                    frames = [self._take(paddr)]
                 else:
                     if descriptor < 0:
                         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -215,9 +215,17 @@ class PageCache:
                 raise OutOfFramesError("the arena has no free frame, and the cache no page to evict")
         return frames
 
+    def _take(self, paddr: int) -> UniqueFrame[CachedPage]:
+        """Take the frame at an address out of the list, where it is known to be."""
+        cursor = self._lru.cursor_at(paddr)
+        frame = cursor and cursor.take_current()
+        assert frame is not None, f"{paddr:#x} is not in the list"
+        return frame
+
     def _evict(self) -> UniqueFrame[CachedPage]:
         """Take the frame of the least recently used page."""
         frame = self._lru.pop_back()
+        assert frame is not None, "nothing is cached"
         meta = frame.meta
         del self._paddrs[meta.file, meta.index]
         self.evictions += 1
