@@ -2,17 +2,27 @@
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
+"""What all tests share."""
+
 import gc
+from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from cimport.build import load_probe
 from pageframe import PhysicalMemory
 
+# Nothing is left outside the build folder.
+set_hypothesis_home_dir(Path(__file__).parents[1] / "build" / "hypothesis")
+settings.register_profile("pageframe", database=None, deadline=None, print_blob=False)
+settings.load_profile("pageframe")
+
 
 @pytest.fixture
 def mem():
-    """An arena of 256 frames that must be empty again at the end."""
+    """Return an arena of 256 frames that must be empty again at the end."""
     arena = PhysicalMemory("1 MiB")
     yield arena
     gc.collect()

@@ -3,6 +3,7 @@
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
 cimport cython
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from pageframe._core.slot cimport pf_slot
@@ -125,6 +126,30 @@ cdef class Arena:
     cdef int check_open(self) except -1
     cdef int64_t frame_at(self, object paddr) except -1
     cdef int64_t frame_stop(self, object paddr) except -1
+
+
+cdef inline int fill_buffer(
+        Py_buffer *buffer, object exporter, unsigned char *data, Py_ssize_t size, bint readonly,
+        int flags) except -1:
+    """Fill in a buffer of bytes.
+
+    PyBuffer_FillInfo() would do, but it overwrites the reference to None that
+    Cython has put there.
+    """
+    if readonly and flags & PyBUF_WRITABLE:
+        raise BufferError("this memory is read-only")
+    buffer.obj = exporter
+    buffer.buf = data
+    buffer.len = size
+    buffer.readonly = readonly
+    buffer.itemsize = 1
+    buffer.format = <char *>"B" if flags & PyBUF_FORMAT else NULL
+    buffer.ndim = 1
+    buffer.shape = &buffer.len if flags & PyBUF_ND else NULL
+    buffer.strides = &buffer.itemsize if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
+    buffer.suboffsets = NULL
+    buffer.internal = NULL
+    return 0
 
 
 cdef class TableView:

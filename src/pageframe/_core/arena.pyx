@@ -18,7 +18,6 @@ never an unmapped page.
 
 import numpy as np
 
-from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.number cimport PyNumber_Index
 from cpython.long cimport PyLong_AsUnsignedLongLong
 from libc.errno cimport EINVAL, errno
@@ -168,8 +167,8 @@ cdef class Arena:
 
     cdef int64_t frame_at(self, object paddr) except -1:
         """The number of the frame that starts at a paddr; alignment is checked first."""
+        paddr = PyNumber_Index(paddr)   # may run the user's code, so all checks come after
         self.check_open()
-        paddr = PyNumber_Index(paddr)
         if paddr & ((1 << self.a.page_shift) - 1):
             raise NotAlignedError(
                 f"paddr {paddr:#x} is not a multiple of the page size {1 << self.a.page_shift}")
@@ -179,6 +178,7 @@ cdef class Arena:
 
     cdef int64_t frame_stop(self, object paddr) except -1:
         """The number past the frames that end at a paddr; may be the arena's end."""
+        paddr = PyNumber_Index(paddr)
         self.check_open()
         if paddr == self.a.size:
             return self.a.frames
@@ -198,7 +198,7 @@ cdef class TableView:
             pf_sub_relaxed_u32(&self.mem.a.views, 1)
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, self.data, self.size, True, flags)
+        fill_buffer(buffer, self, self.data, self.size, True, flags)
 
 
 cdef object table_array(

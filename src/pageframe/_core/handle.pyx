@@ -22,7 +22,7 @@ that it has given out, so that ``from_raw`` can take back only those.
 import types
 
 cimport cython
-from cpython.buffer cimport PyBuffer_FillInfo, PyObject_CheckBuffer
+from cpython.buffer cimport PyObject_CheckBuffer
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from pageframe._core.allocator cimport (
     claim_one, claim_range, claim_run, free_frames, give_back,
     give_back_range, longest_free_run, next_bit)
 from pageframe._core.arena cimport (
-    PF_ARENA, PF_ON_DROP, PF_UNTYPED, pf_bytes_at, pf_frame_of, pf_slot_at, pf_type_flags)
+    PF_ARENA, PF_ON_DROP, PF_UNTYPED, fill_buffer, pf_bytes_at, pf_frame_of, pf_slot_at, pf_type_flags)
 from pageframe._core.errors import (
     ArenaClosedError, FrameBusyError, FrameGoneError, FrameInUseError, FrameReservedError, FrameTypeError,
     FrameUniqueError, FrameUnusedError, MovedError, NotRawError, OutOfFramesError,
@@ -103,7 +103,7 @@ cdef int export_bytes(Handle self, Py_buffer *buffer, int flags) except -1:
     cdef pf_slot *slot = held(self)
     if not pf_type_flags(&self.mem.a, slot) & PF_UNTYPED:
         raise FrameTypeError(f"{self!r} is typed: its bytes are not exported")
-    PyBuffer_FillInfo(
+    fill_buffer(
         buffer, self, pf_bytes_at(&self.mem.a, pf_frame_of(&self.mem.a, slot)),
         1 << self.mem.a.page_shift, False, flags)
     self.exports += 1
@@ -220,6 +220,7 @@ cdef class MetaSource:
 cdef MetaSource meta_sources(Arena mem, object meta_fn):
     """Metadata for all frames alike; or, given a callable, to be had from ask_each()."""
     if callable(meta_fn) and not isinstance(meta_fn, FrameMetaType):
+        mem.check_open()
         return MetaSource.__new__(MetaSource)
     return meta_source(mem, meta_fn)
 
@@ -229,6 +230,7 @@ cdef MetaSource meta_source(Arena mem, object meta):
     cdef MetaSource source = MetaSource.__new__(MetaSource)
     cdef MetaView value
     value = meta_value(mem, meta, &source.type_id)
+    mem.check_open()        # making the metadata may have closed it
     source.size = mem.a.type_info[source.type_id].size
     if value is not None:
         source.keep = value

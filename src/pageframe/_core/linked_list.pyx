@@ -89,11 +89,11 @@ cdef class LinkedList(Holder):
     cdef uint32_t find(self, object paddr) except? 0:
         """The number of the frame at a paddr if it is in this list, else 0."""
         cdef uint64_t frame
-        self.check()
         try:
-            frame = paddr
+            frame = paddr       # may run the user's code, so all checks come after
         except (OverflowError, TypeError):
             frame = <uint64_t>-1
+        self.check()
         if frame & ((1ull << self.mem.a.page_shift) - 1) or frame >= self.mem.a.size:
             return 0
         frame >>= self.mem.a.page_shift

@@ -453,8 +453,8 @@ cdef class PhysicalMemory(Arena):
 
     cdef uint64_t wanted(self, object n, object align) except 0:
         """A number of frames that could be had if the arena were empty."""
-        self.check_open()
         n = PyNumber_Index(n)
+        self.check_open()
         if n < 1:
             raise ValueError(f"at least one frame must be asked for, not {n}")
         if align > self.a.size:

@@ -44,6 +44,8 @@ from pageframe._core.slot cimport (
 cdef extern from "Python.h":
     void PyErr_WriteUnraisable(object)
     void PyErr_SetObject(object, object)
+    void PyErr_Fetch(PyObject **, PyObject **, PyObject **)
+    void PyErr_Restore(PyObject *, PyObject *, PyObject *)
     void PyObject_Free(void *)
     int PyObject_CallFinalizerFromDealloc(PyObject *)
     void Py_DECREF(PyObject *)
@@ -257,6 +259,14 @@ cdef int raise_view_gone(MetaView view) except -1:
     raise FrameGoneError(f"the frame that this {type(view).__name__} described is gone")
 
 
+cdef void copy_field(FieldType t, unsigned char *p, const unsigned char *value) noexcept:
+    """Store a field's value in one piece, where it is an integer."""
+    if t.kind == UNSIGNED or t.kind == SIGNED:
+        store_word(p, t.size, load_word(value, t.size))
+    else:
+        memcpy(p, value, t.size)
+
+
 @cython.final
 cdef class Field:
     """The descriptor of a field in its class."""
@@ -289,12 +299,14 @@ cdef class Field:
 
     def __set__(self, obj, value):
         cdef MetaView view = <MetaView?>obj
-        cdef unsigned char *p = self.address(view)
+        cdef unsigned char converted[PF_SLOT_MAX]
         if not view.writable:
             raise AttributeError(
                 f"{self.name} is read-only: the frame is shared"
                 + (f"; use {self.name}.store()" if self.type.atomic else ""))
-        store_field(self.type, p, value)
+        # To convert may run the user's code, which may end the view.
+        store_field(self.type, converted, value)
+        copy_field(self.type, self.address(view), converted)
 
     def __repr__(self):
         return f"<field {self.name}: {self.type} at offset {self.offset}>"
@@ -329,24 +341,27 @@ cdef class Atomic:
 
     def store(self, value):
         """Replace the value. Raises `OverflowError` if it does not fit."""
-        store_field(self.field.type, self.address(), value)
+        cdef uint64_t word
+        self.address()
+        to_word(self.field.type, value, &word)
+        store_word(self.address(), self.field.type.size, word)
 
     def fetch_add(self, value):
         """Add, wrapping round at the field's size; return the value before."""
-        cdef FieldType t
-        cdef unsigned char *p = self.address()
         cdef uint64_t word = PyNumber_Index(value) & 0xFFFFFFFFFFFFFFFF
-        t = self.field.type
+        cdef unsigned char *p = self.address()
+        cdef FieldType t = self.field.type
         return from_word(t, add_word(p, t.size, word))
 
     def compare_exchange(self, expected, desired):
         """Replace the value if it is the expected one; return whether it was."""
-        cdef unsigned char *p = self.address()
-        cdef FieldType t = self.field.type
+        cdef FieldType t
         cdef uint64_t old, new
+        self.address()
+        t = self.field.type
         to_word(t, expected, &old)
         to_word(t, desired, &new)
-        return cas_word(p, t.size, old, new)
+        return cas_word(self.address(), t.size, old, new)
 
     def __int__(self):
         return self.load()
@@ -802,12 +817,25 @@ cdef MetaView view_slot(
 
 
 cdef void run_on_drop(Arena mem, pf_slot *slot) noexcept:
-    """Call the type's on_drop for a frame that is busy, ours, and about to end."""
+    """Call the type's on_drop for a frame that is busy, ours, and about to end.
+
+    An exception may be on its way, for instance when it is what releases the last
+    view of the frame; it waits meanwhile.
+    """
+    cdef PyObject *waiting[3]
+    PyErr_Fetch(&waiting[0], &waiting[1], &waiting[2])
+    call_on_drop(mem, slot)
+    PyErr_Restore(waiting[0], waiting[1], waiting[2])
+
+
+cdef void call_on_drop(Arena mem, pf_slot *slot) noexcept:
     cdef MetaView view
     cdef VmReader reader
+    on_drop = None
     try:
         view = view_slot(mem, slot, None, NULL, True)
         view.guard = &view.slot
+        on_drop = type(view).on_drop
         reader = reader_over(pf_bytes_at(&mem.a, pf_frame_of(&mem.a, slot)), 1 << mem.a.page_shift)
         try:
             (<object>view).on_drop(reader)
@@ -817,7 +845,7 @@ cdef void run_on_drop(Arena mem, pf_slot *slot) noexcept:
     except BaseException as error:
         # There is nobody to raise it to: the frame goes all the same.
         PyErr_SetObject(type(error), error)
-        PyErr_WriteUnraisable(class_of(mem, slot).on_drop)
+        PyErr_WriteUnraisable(on_drop)
 
 
 cdef object slot_dtype(Arena mem, object cls):

@@ -12,14 +12,13 @@ frame (handle.pyx).
 """
 
 cimport cython
-from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.number cimport PyNumber_Index
 
 from libc.stdint cimport uint32_t, uint64_t
 
 from pageframe._core.allocator cimport give_back_mask, give_back_range
 from pageframe._core.arena cimport (
-    PF_ON_DROP, PF_UNTYPED, Arena, pf_arena, pf_bytes_at, pf_frame_of, pf_slot_at, pf_type_flags, table_array)
+    PF_ON_DROP, PF_UNTYPED, Arena, fill_buffer, pf_arena, pf_bytes_at, pf_frame_of, pf_slot_at, pf_type_flags, table_array)
 from pageframe._core.errors import FrameTypeError, NotAlignedError, OutOfBoundError
 from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport (
@@ -155,7 +154,8 @@ cdef Segment alloc_segment(Arena mem, uint64_t count, object meta_fn, bint zeroe
     """PhysicalMemory.alloc_segment, once its arguments are known to make sense."""
     cdef MetaSource source = meta_sources(mem, meta_fn)
     cdef uint64_t alignment = 1 if align is None else align >> mem.a.page_shift
-    cdef uint64_t first = obtain_run(mem, count, alignment)
+    cdef uint64_t first
+    first = obtain_run(mem, count, alignment)
     try:
         build(Segment, mem, first, count, source, meta_fn, zeroed)
     except BaseException:
@@ -189,8 +189,7 @@ cdef class Segment(Holder):
         return 0
 
     cdef uint64_t frames_in(self, object nbytes) except? 0:
-        """An offset within the segment, or its size, in frames; alignment is checked first."""
-        nbytes = PyNumber_Index(nbytes)
+        """An integer offset within the segment, or its size, in frames; alignment is checked first."""
         if nbytes & ((1 << self.mem.a.page_shift) - 1):
             raise NotAlignedError(
                 f"offset {nbytes:#x} is not a multiple of the page size {1 << self.mem.a.page_shift}")
@@ -247,6 +246,7 @@ cdef class Segment(Holder):
             If views of the frame's bytes live.
         """
         cdef pf_slot *slot = movable(frame)
+        check_kind(cls, frame.mem, slot.type_id)
         cdef Segment segment = make_segment(frame.mem, pf_frame_of(&frame.mem.a, slot), 1)
         frame.slot = NULL
         return segment
@@ -361,6 +361,8 @@ cdef class Segment(Holder):
         NotAlignedError, OutOfBoundError
             If the part is not within this segment, or is empty.
         """
+        start = PyNumber_Index(start)   # may run the user's code, so all checks come after
+        stop = PyNumber_Index(stop)
         self.check()
         return self.part(self.frames_in(start), self.frames_in(stop))
 
@@ -385,6 +387,7 @@ cdef class Segment(Holder):
             If views of the bytes live.
         """
         cdef uint64_t at, count
+        offset = PyNumber_Index(offset)
         self.check_movable()
         at = self.frames_in(offset)
         if at == 0 or at == self.count:
@@ -429,10 +432,12 @@ cdef class Segment(Holder):
         self.check()
         if isinstance(index, slice):
             start, stop, step = index.indices(self.count)
+            self.check()        # indices may run the user's code
             if step != 1:
                 raise ValueError(f"a segment is contiguous: step must be 1, not {step}")
             return self.part(start, stop)
         index = PyNumber_Index(index)
+        self.check()
         i = index if -<Py_ssize_t>self.count <= index < self.count else self.count
         if i < 0:
             i += self.count
@@ -487,7 +492,7 @@ cdef class USegment(Segment):
     @cython.critical_section
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         self.check()
-        PyBuffer_FillInfo(
+        fill_buffer(
             buffer, self, pf_bytes_at(&self.mem.a, self.first),
             self.count << self.mem.a.page_shift, False, flags)
         self.exports += 1

@@ -131,6 +131,7 @@ cdef class UniqueFrame(Handle):
         """
         cdef pf_slot *slot = movable(self)
         cdef MetaSource source = meta_source(self.mem, meta)
+        slot = movable(self)    # making the metadata may have moved the frame
         self.slot = NULL
         pf_slot_publish(slot, PF_BUSY)
         if pf_type_flags(&self.mem.a, slot) & PF_ON_DROP:

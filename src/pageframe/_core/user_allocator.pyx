@@ -15,12 +15,15 @@ frames alone that it gave.
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.ref cimport PyObject
 from libc.string cimport memset
 
 from pageframe._core.errors import GetFrameError, NotAlignedError
 
 cdef extern from "Python.h":
     void PyErr_SetObject(object, object)
+    void PyErr_Fetch(PyObject **, PyObject **, PyObject **)
+    void PyErr_Restore(PyObject *, PyObject *, PyObject *)
     void PyErr_WriteUnraisable(object)
 
 
@@ -83,11 +86,18 @@ cdef void user_given(Arena mem, uint64_t first, uint64_t count) noexcept:
 cdef void user_dealloc(Arena mem, uint64_t first, uint64_t count, bint tell) noexcept:
     """Tell the arena's user allocator that frames are free again, if it gave them."""
     cdef char *given = PyByteArray_AS_STRING(mem.given) + first
+    cdef PyObject *waiting[3]   # an exception on its way
     if not given[0]:
         return
     memset(given, 0, count)
     if not tell:
         return
+    PyErr_Fetch(&waiting[0], &waiting[1], &waiting[2])
+    call_dealloc(mem, first, count)
+    PyErr_Restore(waiting[0], waiting[1], waiting[2])
+
+
+cdef void call_dealloc(Arena mem, uint64_t first, uint64_t count) noexcept:
     allocator = mem.user_allocator
     try:
         allocator.dealloc(first << mem.a.page_shift, count << mem.a.page_shift)

@@ -17,7 +17,7 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from pageframe._core.allocator cimport claim_many, give_back, give_back_mask
+from pageframe._core.allocator cimport claim_many, give_back_mask, give_back_range
 from pageframe._core.arena cimport (
     PF_ON_DROP, Arena, pf_arena, pf_frame_of, pf_slot_at, pf_type_flags, table_array)
 from pageframe._core.errors import FrameTypeError
@@ -134,7 +134,7 @@ cdef void give_all_back(FrameVec vec, Py_ssize_t count) noexcept:
     """Give back claimed frames that were never built."""
     cdef Py_ssize_t i
     for i in range(count):
-        give_back(&vec.mem.a, vec.frames[i])
+        give_back_range(&vec.mem.a, vec.frames[i], 1)
         if vec.mem.user_allocator is not None:
             user_dealloc(vec.mem, vec.frames[i], 1, True)
 
@@ -287,7 +287,7 @@ cdef class FrameVec(Holder):
             slot_dtype(self.mem, self.meta_type), keep)
         step = self.frames[1] - self.frames[0] if self.count > 1 else 1
         for i in range(1, self.count):
-            if self.frames[i] - self.frames[i - 1] != step or step > self.mem.a.frames:
+            if self.frames[i] - self.frames[i - 1] != step or not 0 < step <= self.mem.a.frames:
                 slots = slots[self.numbers()]
                 slots.flags.writeable = False
                 return slots
@@ -326,11 +326,13 @@ cdef class FrameVec(Holder):
         self.check()
         if isinstance(index, slice):
             start, stop, step = index.indices(self.count)
+            self.check()        # indices may run the user's code
             count = len(range(start, stop, step))
             if count == 0:
                 raise IndexError(f"a frame vector has at least one frame, not {index}")
             return self.pick(start, step, count)
         index = PyNumber_Index(index)
+        self.check()
         i = index if -self.count <= index < self.count else self.count
         if i < 0:
             i += self.count
