@@ -6,12 +6,12 @@ cimport cython
 from libc.stdint cimport uint64_t
 
 from pageframe._core.arena cimport Arena
-from pageframe._core.handle cimport Handle
+from pageframe._core.handle cimport Handle, Owner
 from pageframe._core.slot cimport pf_slot
 
 
 @cython.no_gc
-cdef class Frame(Handle):
+cdef class Frame(Owner):
     """A reference to a frame that others may hold too."""
 
 

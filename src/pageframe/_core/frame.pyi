@@ -5,7 +5,7 @@ from typing import Any, TypeVar, final, overload
 
 from typing_extensions import Buffer
 
-from pageframe._core.handle import Handle, M_co
+from pageframe._core.handle import Handle, M_co, Owner
 from pageframe._core.memory import PhysicalMemory
 from pageframe._core.meta import FrameMeta, UntypedFrameMeta
 from pageframe._core.unique import UniqueFrame
@@ -13,7 +13,7 @@ from pageframe._core.unique import UniqueFrame
 M = TypeVar("M", bound=FrameMeta)
 U = TypeVar("U", bound=UntypedFrameMeta)
 
-class Frame(Handle[M_co]):
+class Frame(Owner[M_co]):
     @overload
     @classmethod
     def from_unused(cls, mem: PhysicalMemory, paddr: int, meta: None = None) -> UFrame[UntypedFrameMeta]: ...
@@ -30,9 +30,7 @@ class Frame(Handle[M_co]):
     @property
     def reference_count(self) -> int: ...
     def clone(self) -> Frame[M_co]: ...
-    def drop(self) -> None: ...
     def borrow(self) -> FrameRef[M_co]: ...
-    def into_raw(self) -> int: ...
     def cast(self, meta_type: type[M]) -> Frame[M]: ...
     def try_unique(self) -> UniqueFrame[M_co]: ...
 

@@ -14,12 +14,11 @@ borrowed from, which the generation in the slot tells, and no longer.
 cimport cython
 from cpython.object cimport PyTypeObject
 
-from pageframe._core.arena cimport (
-    PF_UNTYPED, pf_frame_of, pf_slot_at, pf_type_flags)
+from pageframe._core.arena cimport PF_UNTYPED, pf_frame_of, pf_slot_at, pf_type_flags
 from pageframe._core.errors import FrameGoneError, FrameTypeError
 from pageframe._core.handle cimport (
-    Holder, MetaSource, begin_life, claim_exactly, export_bytes, get, held, hold_again, meta_source,
-    movable, put, raise_get, raise_moved, raw_add, raw_take, unexport_bytes)
+    Handle, Holder, MetaSource, Owner, begin_life, claim_exactly, export_bytes, get, held,
+    hold_again, meta_source, movable, put, raise_get, raise_moved, raw_add, raw_take, unexport_bytes)
 from pageframe._core.meta cimport class_of
 from pageframe._core.slot cimport (
     PF_E_IN_USE, PF_E_UNIQUE, PF_OK, pf_slot_count, pf_slot_in_use, pf_slot_get,
@@ -56,7 +55,7 @@ cdef int check_kind(object cls, Arena mem, uint64_t frame) except -1:
 
 
 @cython.no_gc
-cdef class Frame(Handle):
+cdef class Frame(Owner):
     """A reference-counted handle to a frame.
 
     ``Frame[PageMeta]`` is a frame with metadata of that type, for type checkers.
@@ -168,19 +167,6 @@ cdef class Frame(Handle):
 
     @cython.always_allow_keywords(False)
     @cython.critical_section
-    def drop(self):
-        """Give up the reference, now; with live views of the bytes, when the last of them goes."""
-        cdef pf_slot *slot = self.slot
-        if slot == NULL:
-            raise_moved(self)
-        self.slot = NULL
-        if self.exports:
-            self.pending = slot
-        else:
-            put(self.mem, slot)
-
-    @cython.always_allow_keywords(False)
-    @cython.critical_section
     def borrow(self):
         """Return a `FrameRef`: usable like this handle, without a reference."""
         cdef FrameRef ref = FrameRef.__new__(FrameRef)
@@ -189,21 +175,6 @@ cdef class Frame(Handle):
         ref.generation = self.slot.generation
         ref.borrowed = True
         return ref
-
-    @cython.always_allow_keywords(False)
-    @cython.critical_section
-    def into_raw(self):
-        """Give up the handle but not its reference; return the paddr.
-
-        Raises
-        ------
-        BufferError
-            If views of the bytes live.
-        """
-        cdef uint64_t frame = pf_frame_of(&self.mem.a, movable(self))
-        raw_add(self.mem, frame)
-        self.slot = NULL
-        return frame << self.mem.a.page_shift
 
     @cython.always_allow_keywords(False)
     @cython.critical_section

@@ -30,6 +30,11 @@ cdef class Handle(Holder):
     """A holder of one frame, or a borrower."""
 
 
+@cython.no_gc
+cdef class Owner(Handle):
+    """A handle that has something to give up: a reference, or a whole frame."""
+
+
 @cython.final
 @cython.no_gc
 cdef class MetaSource:
@@ -47,6 +52,7 @@ cdef MetaSource meta_source(Arena mem, object meta)
 cdef MetaSource meta_sources(Arena mem, object meta_fn)
 cdef int ask_each(MetaSource source, Arena mem, object meta_fn, object paddrs) except -1
 
+cdef Py_ssize_t index_within(object index, Py_ssize_t count) except -1
 cdef int raise_moved(Holder self) except -1
 cdef int raise_get(Arena mem, uint64_t frame, int error) except -1
 cdef int raise_out_of_frames(Arena mem, uint64_t count, uint64_t align) except -1

@@ -46,6 +46,13 @@ from pageframe._core.slot cimport (
 from pageframe._core.user_allocator cimport user_alloc, user_dealloc, user_given
 
 
+cdef Py_ssize_t index_within(object index, Py_ssize_t count) except -1:
+    """A place in a sequence, which a negative index counts from the end."""
+    if not -count <= index < count:
+        raise IndexError(f"index {index} is not within {count} frames")
+    return index + count if index < 0 else index
+
+
 cdef int raise_moved(Holder self) except -1:
     raise MovedError(f"this {type(self).__name__} was dropped or moved")
 
@@ -436,3 +443,37 @@ cdef class Handle(Holder):
         except (ArenaClosedError, FrameGoneError):
             return f"<{type(self).__name__} {paddr:#x} gone>"
         return f"<{type(self).__name__} {paddr:#x} {class_of(self.mem, self.slot).__name__}>"
+
+
+@cython.no_gc
+cdef class Owner(Handle):
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def drop(self):
+        """Give up the reference, now; with live views of the bytes, when the last of them goes.
+
+        The last reference releases the frame.
+        """
+        cdef pf_slot *slot = self.slot
+        if slot == NULL:
+            raise_moved(self)
+        self.slot = NULL
+        if self.exports:
+            self.pending = slot
+        else:
+            put_any(self.mem, slot)
+
+    @cython.always_allow_keywords(False)
+    @cython.critical_section
+    def into_raw(self):
+        """Give up the handle but not what it has; return the paddr.
+
+        Raises
+        ------
+        BufferError
+            If views of the bytes live.
+        """
+        cdef uint64_t frame = pf_frame_of(&self.mem.a, movable(self))
+        raw_add(self.mem, frame)
+        self.slot = NULL
+        return frame << self.mem.a.page_shift

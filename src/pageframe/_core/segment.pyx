@@ -23,13 +23,13 @@ from pageframe._core.arena cimport (
 from pageframe._core.errors import FrameTypeError, NotAlignedError, OutOfBoundError
 from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport (
-    Handle, MetaSource, ask_each, begin_life, claim_exactly, meta_sources, movable, obtain_run, put,
-    raise_get, raise_moved, raw_add, raw_take, zero_used)
+    Handle, MetaSource, ask_each, begin_life, claim_exactly, index_within, meta_sources, movable,
+    obtain_run, put, raise_get, raise_moved, raw_add, raw_take, zero_used)
 from pageframe._core.meta cimport class_of, slot_dtype
-from pageframe._core.user_allocator cimport user_dealloc
 from pageframe._core.slot cimport (
     PF_E_OVERFLOW, PF_E_UNIQUE, PF_OK, pf_slot, pf_slot_in_use, pf_slot_inc, pf_slot_put,
     pf_slot_retire)
+from pageframe._core.user_allocator cimport user_dealloc
 
 cdef enum:
     # Frames from which on an operation lets other Python threads run.
@@ -429,7 +429,6 @@ cdef class Segment(Holder):
 
     @cython.critical_section
     def __getitem__(self, index):
-        cdef Py_ssize_t i
         self.check()
         if isinstance(index, slice):
             start, stop, step = index.indices(self.count)
@@ -439,12 +438,7 @@ cdef class Segment(Holder):
             return self.part(start, stop)
         index = PyNumber_Index(index)
         self.check()
-        i = index if -<Py_ssize_t>self.count <= index < self.count else self.count
-        if i < 0:
-            i += self.count
-        if i == <Py_ssize_t>self.count:
-            raise IndexError(f"frame {index} is not within a segment of {self.count} frames")
-        return clone_frame(self.mem, self.first + i)
+        return clone_frame(self.mem, self.first + index_within(index, self.count))
 
     def __iter__(self):
         cdef uint64_t i

@@ -5,13 +5,13 @@
 cimport cython
 
 from pageframe._core.arena cimport Arena
-from pageframe._core.handle cimport Handle
+from pageframe._core.handle cimport Owner
 from pageframe._core.slot cimport pf_slot
 
 
 @cython.final
 @cython.no_gc
-cdef class UniqueFrame(Handle):
+cdef class UniqueFrame(Owner):
     """The only reference to a frame, whose metadata it may write."""
 
 

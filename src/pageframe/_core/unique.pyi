@@ -6,14 +6,14 @@ from typing import Any, TypeVar, final, overload
 from typing_extensions import Buffer
 
 from pageframe._core.frame import Frame
-from pageframe._core.handle import Handle, M_co
+from pageframe._core.handle import M_co, Owner
 from pageframe._core.memory import PhysicalMemory
 from pageframe._core.meta import FrameMeta, UntypedFrameMeta
 
 M = TypeVar("M", bound=FrameMeta)
 
 @final
-class UniqueFrame(Handle[M_co], Buffer):
+class UniqueFrame(Owner[M_co], Buffer):
     @overload
     @classmethod
     def from_unused(
@@ -24,8 +24,6 @@ class UniqueFrame(Handle[M_co], Buffer):
     def from_unused(cls, mem: PhysicalMemory, paddr: int, meta: M | type[M]) -> UniqueFrame[M]: ...
     @classmethod
     def from_raw(cls, mem: PhysicalMemory, paddr: int) -> UniqueFrame[Any]: ...
-    def into_raw(self) -> int: ...
-    def drop(self) -> None: ...
     def share(self) -> Frame[M_co]: ...
     @overload
     def repurpose(self, meta: None = None) -> UniqueFrame[UntypedFrameMeta]: ...

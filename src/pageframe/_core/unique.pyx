@@ -11,12 +11,11 @@ nobody else reaches the slot.  To share the frame is to store 1 there.
 cimport cython
 from libc.stdint cimport uint64_t
 
-from pageframe._core.arena cimport (
-    PF_ON_DROP, pf_frame_of, pf_slot_at, pf_type_flags)
+from pageframe._core.arena cimport PF_ON_DROP, pf_slot_at, pf_type_flags
 from pageframe._core.frame cimport make_frame
 from pageframe._core.handle cimport (
-    MetaSource, begin_life, claim_exactly, end_life, export_bytes, meta_source, movable,
-    put_unique, raise_get, raise_moved, raw_add, raw_take, unexport_bytes)
+    MetaSource, Owner, begin_life, claim_exactly, end_life, export_bytes, meta_source, movable,
+    put_unique, raise_get, raw_add, raw_take, unexport_bytes)
 from pageframe._core.meta cimport run_on_drop
 from pageframe._core.slot cimport (
     PF_BUSY, PF_UNIQUE, pf_slot_count, pf_slot_publish, pf_slot_taken)
@@ -32,7 +31,7 @@ cdef UniqueFrame make_unique(Arena mem, pf_slot *slot):
 
 @cython.final
 @cython.no_gc
-cdef class UniqueFrame(Handle):
+cdef class UniqueFrame(Owner):
     """The only handle to a frame, with metadata that can be written.
 
     Nobody else can reach the frame. With untyped metadata it exports its bytes,
@@ -67,34 +66,6 @@ cdef class UniqueFrame(Handle):
             raw_add(mem, frame)
             raise_get(mem, frame, pf_slot_taken(slot))
         return make_unique(mem, slot)
-
-    @cython.always_allow_keywords(False)
-    @cython.critical_section
-    def into_raw(self):
-        """Give up the handle but not the frame; return the paddr.
-
-        Raises
-        ------
-        BufferError
-            If views of the bytes live.
-        """
-        cdef uint64_t frame = pf_frame_of(&self.mem.a, movable(self))
-        raw_add(self.mem, frame)
-        self.slot = NULL
-        return frame << self.mem.a.page_shift
-
-    @cython.always_allow_keywords(False)
-    @cython.critical_section
-    def drop(self):
-        """Release the frame, now; with live views of the bytes, when the last of them goes."""
-        cdef pf_slot *slot = self.slot
-        if slot == NULL:
-            raise_moved(self)
-        self.slot = NULL
-        if self.exports:
-            self.pending = slot
-        else:
-            put_unique(self.mem, slot)
 
     @cython.always_allow_keywords(False)
     @cython.critical_section

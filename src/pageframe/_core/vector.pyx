@@ -23,7 +23,7 @@ from pageframe._core.arena cimport (
 from pageframe._core.errors import FrameTypeError
 from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport (
-    Handle, MetaSource, ask_each, begin_life, held, meta_sources,
+    Handle, MetaSource, ask_each, begin_life, held, index_within, meta_sources,
     obtain_one, put, raise_get, raise_moved, raise_out_of_frames, zero_used)
 from pageframe._core.meta cimport class_of, slot_dtype
 from pageframe._core.slot cimport (
@@ -322,7 +322,6 @@ cdef class FrameVec(Holder):
 
     @cython.critical_section
     def __getitem__(self, index):
-        cdef Py_ssize_t i
         self.check()
         if isinstance(index, slice):
             start, stop, step = index.indices(self.count)
@@ -333,12 +332,7 @@ cdef class FrameVec(Holder):
             return self.pick(start, step, count)
         index = PyNumber_Index(index)
         self.check()
-        i = index if -self.count <= index < self.count else self.count
-        if i < 0:
-            i += self.count
-        if i == self.count:
-            raise IndexError(f"frame {index} is not within a vector of {self.count} frames")
-        return clone_frame(self.mem, self.frames[i])
+        return clone_frame(self.mem, self.frames[index_within(index, self.count)])
 
     def __iter__(self):
         cdef Py_ssize_t i
