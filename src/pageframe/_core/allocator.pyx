@@ -159,14 +159,16 @@ cdef int64_t claim_searching(pf_arena *a, pf_lane *lane) noexcept nogil:
                 frame = claim_in_chunk(a, chunk)
                 if frame >= 0:
                     return frame
-    for i in range(a.chunk_count):
-        chunk = start + i
-        if chunk >= a.chunk_count:
-            chunk -= a.chunk_count
-        frame = claim_in_chunk(a, chunk)
-        if frame >= 0:
-            return frame
-    return -1
+    while True:
+        for i in range(a.chunk_count):
+            chunk = start + i
+            if chunk >= a.chunk_count:
+                chunk -= a.chunk_count
+            frame = claim_in_chunk(a, chunk)
+            if frame >= 0:
+                return frame
+        if take_kept(a) == 0:
+            return -1
 
 
 cdef int64_t claim_one(pf_arena *a) noexcept nogil:
@@ -187,9 +189,7 @@ cdef int64_t claim_one(pf_arena *a) noexcept nogil:
     if frame < 0:
         frame = claim_searching(a, lane)
         if frame < 0:
-            if take_kept(a) == 0:
-                return -1
-            return claim_one(a)
+            return -1
         if lane != NULL:
             pf_store_relaxed_u64(&lane.hint, frame)
     tally(a, lane, frame >> WORD_SHIFT, -1)
@@ -299,6 +299,13 @@ cdef int64_t claim_run(pf_arena *a, uint64_t count, uint64_t align) noexcept nog
     A run may be of any length and cross words and chunks; it is claimed word by
     word and given back if another owner comes between.
     """
+    cdef int64_t first = search_run(a, count, align)
+    while first < 0 and take_kept(a):
+        first = search_run(a, count, align)
+    return first
+
+
+cdef int64_t search_run(pf_arena *a, uint64_t count, uint64_t align) noexcept nogil:
     cdef pf_lane *lane = my_lane(a)
     cdef uint64_t start, taken, done
     if lane != NULL and lane.hint % align == 0 and lane.hint + count <= a.frames:
@@ -317,28 +324,33 @@ cdef int64_t claim_run(pf_arena *a, uint64_t count, uint64_t align) noexcept nog
             taken = start + done
         start = next_bit(a, taken + 1, a.frames, False)
         start = (start + align - 1) // align * align
-    return claim_run(a, count, align) if take_kept(a) else -1
+    return -1
 
 
 # -- many scattered frames ---------------------------------------------------------------------
 
-cdef uint64_t claim_many(pf_arena *a, uint64_t count_wanted, uint64_t *frames) noexcept nogil:
-    """Claim any frames, a word at a time; returns how many there were.
+cdef uint64_t claim_many(pf_arena *a, uint64_t count, uint64_t *frames) noexcept nogil:
+    """Claim any frames; returns how many there were."""
+    cdef uint64_t got = claim_round(a, count, frames)
+    while got < count and take_kept(a):
+        got += claim_round(a, count - got, frames + got)
+    return got
 
-    Goes round once from the frame given back last.
-    """
+
+cdef uint64_t claim_round(pf_arena *a, uint64_t count, uint64_t *frames) noexcept nogil:
+    """Claim frames a word at a time, once round from the frame given back last."""
     cdef pf_lane *lane = my_lane(a)
     cdef uint64_t words = a.chunk_count * PF_CHUNK_WORDS
     cdef uint64_t word = (lane.hint if lane != NULL else 0) >> WORD_SHIFT
     cdef uint64_t got = 0
     cdef uint64_t _i, old, take
     for _i in range(words + 1):
-        if got == count_wanted:
+        if got == count:
             break
         old = pf_load_relaxed_u64(&a.bits[word])
         while ~old:
             take = ~old
-            while pf_popcount(take) > count_wanted - got:     # keep the lowest ones
+            while pf_popcount(take) > count - got:     # keep the lowest ones
                 take ^= pf_highest(take)
             if pf_cas_acquire_u64(&a.bits[word], old, old | take):
                 tally(a, lane, word, -<int32_t>pf_popcount(take))
@@ -351,8 +363,6 @@ cdef uint64_t claim_many(pf_arena *a, uint64_t count_wanted, uint64_t *frames) n
         word += 1
         if word == words:
             word = 0
-    if got < count_wanted and take_kept(a):
-        got += claim_many(a, count_wanted - got, frames + got)
     return got
 
 
