@@ -5,6 +5,11 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
+# Whatever the tools keep for themselves goes to build/, too.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
+export MYPY_CACHE_DIR := $(CURDIR)/build/mypy
+export RUFF_CACHE_DIR := $(CURDIR)/build/ruff
+
 bin := $(VENV)/bin
 tag := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
 build := build/$(tag)

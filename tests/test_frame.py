@@ -130,7 +130,7 @@ def test_from_unused_claims_a_frame_that_was_just_released(mem):
 
 def test_a_frame_has_one_owner(mem, unchanged):
     frame = Frame.from_unused(mem, FREE)
-    unchanged(FrameInUseError, lambda: Frame.from_unused(mem, FREE), "1 references")
+    unchanged(FrameInUseError, lambda: Frame.from_unused(mem, FREE), "its count is 1")
     unique = frame.try_unique()
     unchanged(FrameUniqueError, lambda: Frame.from_unused(mem, FREE))
     unchanged(FrameUniqueError, lambda: Frame.from_in_use(mem, FREE))
@@ -414,7 +414,7 @@ def test_a_raw_reference_comes_back_as_what_it_was(mem, unchanged):
 def test_try_unique_needs_the_only_reference(mem, unchanged):
     frame = mem.alloc_frame()
     clone = frame.clone()
-    unchanged(FrameInUseError, frame.try_unique, "2 references")
+    unchanged(FrameInUseError, frame.try_unique, "its count is 2")
     clone.drop()
     unique = frame.try_unique()
     assert mem.slots["count"][unique.start_paddr // PAGE] == REF_COUNT_UNIQUE

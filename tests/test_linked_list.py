@@ -157,9 +157,6 @@ def test_cursor_at_finds_frames_of_this_list_only(filled, mem):
         1 << 20,
         1 << 80,
         PAGE + 1,
-        None,
-        "x",
-        1.5,
     ):
         assert filled.cursor_at(paddr) is None
         assert paddr not in filled

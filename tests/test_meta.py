@@ -179,6 +179,8 @@ def test_bytes_fields_have_a_size(size):
         pf.bytes_[size]
     with pytest.raises(TypeError, match="takes no size"):
         pf.u8[size]
+    with pytest.raises(ValueError, match="1 to 256 bytes"):
+        pf.bytes_[1 << 62]
 
 
 def test_a_class_is_fixed_once_made():
@@ -197,14 +199,22 @@ def test_a_field_of_another_type_reaches_no_memory_outside():
     narrow = Node()
     with pytest.raises(FrameTypeError, match="has no field last"):
         Wide.last.__get__(narrow, Node)
-    narrow.__class__ = Wide
+    for assign in (setattr, object.__setattr__):
+        with pytest.raises(TypeError):
+            assign(narrow, "__class__", Wide)
+
+
+def test_a_field_of_a_base_is_the_same_field_wherever_the_class_puts_it():
+    class Linked(Link, Node):
+        pass
+
+    value = Linked(level=7, delta=-2)
+    assert Linked.level.offset != Node.level.offset
+    assert (Node.level.__get__(value, Node), super(Linked, value).level) == (7, 7)
+    Node.delta.__set__(value, 5)
+    assert value.delta == 5
     with pytest.raises(FrameTypeError, match="has no field"):
-        narrow.last
-    with (
-        PhysicalMemory("1 MiB", slot_size=256) as mem,
-        pytest.raises(FrameTypeError, match="was not made as"),
-    ):
-        mem.alloc_frame(narrow)
+        Raw.number.__get__(value, Raw)
 
 
 def test_metadata_of_a_shared_frame_is_read_only_but_for_atomics(mem):

@@ -791,8 +791,7 @@ class Machine(RuleBasedStateMachine):
             refuses(pf.MovedError, memoryview, real)
         assert real == real
         assert "moved" in repr(real) or "dropped" in repr(real)
-        with real:
-            pass
+        refuses(pf.MovedError, real.__enter__)
 
     def moved_call(self, kind, real, name):
         calls = {

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PAGE_SIZE = 4096
 PLAIN_LINE_SECONDS = 5.0
+LEAST_SECONDS = 0.01  # below which a throughput says nothing
 NAMED = 10  # files that a summary names before it only counts them
 READINGS = {1: "first reading", 2: "second reading"}
 
@@ -229,25 +230,25 @@ def print_names(console: Console, title: str, lines: list[str]) -> None:
 
 def readings_table(result: DemoResult) -> Table:
     """Return the figures of the readings side by side."""
-    plain = result.plain
+    first, second = result.plain_first, result.plain_second
     frames = (result.first, result.second)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    for name in ("plain reading", "first, in frames", "second, in frames"):
+    for name in ("plain, twice", "first, in frames", "second, in frames"):
         table.add_column(name, justify="right", no_wrap=True)
 
     def row(name: str, plainly: str, figure: Callable[[Reading], str]) -> None:
         table.add_row(name, plainly, *(figure(reading) for reading in frames))
 
-    row("files", f"{plain.files:,}", lambda r: f"{r.files:,}")
-    row("bytes", f"{plain.bytes:,}", lambda r: f"{r.bytes:,}")
+    row("files", f"{first.files:,}", lambda r: f"{r.files:,}")
+    row("bytes", f"{first.bytes:,}", lambda r: f"{r.bytes:,}")
     row("pages", "", lambda r: f"{r.pages:,}")
     row("hits", "", lambda r: f"{r.hits:,}")
     row("misses", "", lambda r: f"{r.misses:,}")
     row("evictions", "", lambda r: f"{r.evictions:,}")
-    row("seconds", f"{plain.seconds:.3f}", lambda r: f"{r.seconds:.3f}")
-    row("throughput", rate(plain), rate)
-    row("beside plain reading", "", lambda r: f"{r.rate / plain.rate:.0%}" if plain.rate else "")
+    row("seconds", f"{first.seconds:.3f}, {second.seconds:.3f}", lambda r: f"{r.seconds:.3f}")
+    row("throughput", f"{rate(first)}, {rate(second)}", rate)
+    table.add_row("beside plain", "", ratio(result.first, first), ratio(result.second, second))
     row("digests compared", "", lambda r: f"{r.files:,}")
     row("mismatches", "", lambda r: f"{len(r.mismatches):,}")
     return table
@@ -256,6 +257,11 @@ def readings_table(result: DemoResult) -> Table:
 def rate(reading: Reading) -> str:
     """Return the throughput of a reading in words."""
     return f"{reading.rate / 1e6:,.0f} MB/s"
+
+
+def ratio(reading: Reading, plain: Reading) -> str:
+    """Return a throughput beside that of plain reading, unless there is too little to tell."""
+    return f"{reading.rate / plain.rate:.0%}" if plain.seconds >= LEAST_SECONDS else ""
 
 
 def arena_table(result: DemoResult) -> Table:

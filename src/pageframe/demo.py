@@ -5,10 +5,10 @@
 """The demonstration: a page cache over real files, checked against plain reading.
 
 Every file is read through page frames and read directly, and the two digests are
-compared.  Then all files are read through frames a second time, in the opposite
-order: a cache that evicts the least recently used page never hits when more data
-than it can hold is read again in the same order, because each page goes just
-before its turn comes.  Backwards, the pages that were read last come first.
+compared.  Then all files are read both ways a second time, in the opposite order:
+a cache that evicts the least recently used page never hits when more data than it
+can hold is read again in the same order, because each page goes just before its
+turn comes.  Backwards, the pages that were read last come first.
 
 Whoever reads a file first may find it on the disk only, and the other one finds
 it in the memory of the system, so plain reading and reading through frames take
@@ -385,8 +385,8 @@ class DemoResult:
 
     Attributes
     ----------
-    plain
-        Plain reading.
+    plain_first, plain_second
+        The two plain readings.
     first, second
         The two readings through frames.
     skipped
@@ -395,7 +395,8 @@ class DemoResult:
         Figures of the arena, taken while the cache held all that it could.
     """
 
-    plain: Reading
+    plain_first: Reading
+    plain_second: Reading
     first: Reading
     second: Reading
     skipped: list[SkippedFile]
@@ -448,38 +449,43 @@ def run(
         2, and the file.
     """
     buffer = memoryview(bytearray(PLAIN_CHUNK))
-    plain = Reading()
+    plain_first = Reading()
+    plain_second = Reading()
     first = Reading()
     second = Reading()
     skipped: list[SkippedFile] = []
     expected: dict[SourceFile, Digest] = {}
 
+    def both(path: Path, plain_goes_first: bool) -> tuple[Digest, Digest]:
+        """Read a file both ways."""
+        if plain_goes_first:
+            direct = plain_digest(path, buffer)
+            return direct, frame_digest(path, cache)
+        framed = frame_digest(path, cache)
+        return plain_digest(path, buffer), framed
+
     for number, file in enumerate(files):
         try:
-            if number % 2 == 0:
-                direct = plain_digest(file.path, buffer)
-                framed = frame_digest(file.path, cache)
-            else:
-                framed = frame_digest(file.path, cache)
-                direct = plain_digest(file.path, buffer)
+            direct, framed = both(file.path, number % 2 == 0)
         except OSError as error:
             skipped.append(SkippedFile(file.path, error.strerror or str(error)))
         else:
-            plain.add(file.path, direct, direct)
+            plain_first.add(file.path, direct, direct)
             first.add(file.path, framed, direct)
             expected[file] = direct
         progress(1, file)
     first.count(cache)
 
-    for file in reversed(files):
+    for number, file in enumerate(reversed(files)):
         if file in expected:
             try:
-                framed = frame_digest(file.path, cache)
+                direct, framed = both(file.path, number % 2 == 0)
             except OSError as error:
                 skipped.append(SkippedFile(file.path, f"in the second reading: {error.strerror or error}"))
             else:
+                plain_second.add(file.path, direct, direct)
                 second.add(file.path, framed, expected[file])
         progress(2, file)
     second.count(cache, first)
 
-    return DemoResult(plain, first, second, skipped, cache.mem.stats())
+    return DemoResult(plain_first, plain_second, first, second, skipped, cache.mem.stats())

@@ -2,4 +2,4 @@
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-"""The compiled core: one module a concept, layered as docs/ says."""
+"""The compiled core: one module a concept, layered as CONTRIBUTING.md says."""

@@ -12,21 +12,23 @@ last one wrote.  There is no lock and no log, so a thread that stops between any
 two instructions leaves at worst bits set that nobody owns.
 
 512 frames make a chunk, whose bits are one cache line.  A lane (lane.h) reserves
-a chunk to itself and allocates there, so that threads don't meet on the same
-line; when others have nothing left they take from it all the same.  The free
+a chunk to itself and allocates single frames there, so that threads don't meet on
+the same line; when others have nothing left they take from it all the same, and
+runs and many frames at once are taken wherever they are.  The free
 frames of a chunk are the sum of its own counter and, where a lane has reserved
 it, of the lane's, which costs no atomic operation.  The counters guide the
 search, the bits decide.  The structure is that of LLFree (Wrenger et al.,
 "LLFree: Scalable and Optionally-Persistent Page-Frame Allocation", USENIX ATC
 2023), with one level of counters.
 
-What was given back last is given out first: its memory is still in the cache.
+What was just given back is given out again: its memory is still in the cache.
 So a lane keeps one frame that its thread has given back: the bit stays set and
 the next allocation takes the frame from the lane.  Everybody else who can't find
 enough free frames, or wants that very one, takes it from there too: the lane's
 thread stores a frame only where there is none and everybody takes by exchange,
 so nobody overwrites anybody.
-Runs are found first-fit, from the bottom, so that long runs survive at the top.
+Runs are looked for where frames were given back last, then first-fit from the
+bottom, so that long runs survive at the top.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
@@ -120,6 +122,7 @@ cdef int64_t claim_in_chunk(pf_arena *a, uint64_t chunk) noexcept nogil:
 cdef bint lane_reserve(pf_arena *a, pf_lane *lane, uint64_t chunk) noexcept nogil:
     """Make a chunk the lane's own, unless another lane has it."""
     cdef pf_chunk *c
+    # Who has a chunk reserved is a hint like the counters; the bits alone give frames.
     if not pf_cas_acquire_u32(&a.chunks[chunk].lane, 0, <uint32_t>(lane - a.lanes) + 1):
         return False
     if lane.chunk:

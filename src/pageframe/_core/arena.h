@@ -87,6 +87,9 @@ _Static_assert(sizeof(pf_type) == 256, "a registry entry");
 #define PF_ON_DROP 4u
 #define PF_ARENA 8u /* the arena's own: holds a count that nobody can drop */
 
+/* Those that every process must agree on. */
+#define PF_REGISTERED (PF_UNTYPED | PF_LINKED | PF_ARENA)
+
 /* 512 frames: their bits are one cache line. */
 #define PF_CHUNK 512
 #define PF_CHUNK_SHIFT 9

@@ -26,6 +26,7 @@ cdef extern from "arena.h" nogil:
         PF_LINKED
         PF_ON_DROP
         PF_ARENA
+        PF_REGISTERED
         PF_CHUNK
         PF_CHUNK_SHIFT
         PF_CHUNK_WORDS
@@ -109,7 +110,8 @@ cdef class Arena:
     cdef pf_arena a
     cdef object __weakref__
     cdef list classes       # type id -> class, None where this process knows none
-    cdef dict type_ids      # class -> type id
+    cdef dict type_ids      # address of a class -> type id
+    cdef list known_classes  # keeps these addresses theirs
     cdef list list_ids      # ids of dropped lists, to be used again
     cdef object user_allocator
     cdef bytearray given    # 1 for each frame that the user's allocator gave
@@ -127,6 +129,8 @@ cdef class Arena:
     cdef int64_t frame_at(self, object paddr) except -1
     cdef int64_t frame_stop(self, object paddr) except -1
 
+
+cdef object as_int(object value)
 
 cdef inline int fill_buffer(
         Py_buffer *buffer, object exporter, unsigned char *data, Py_ssize_t size, bint readonly,
@@ -152,6 +156,7 @@ cdef inline int fill_buffer(
     return 0
 
 
+@cython.no_gc_clear
 cdef class TableView:
     cdef Arena mem
     cdef object keep

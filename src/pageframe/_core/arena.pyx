@@ -18,6 +18,7 @@ never an unmapped page.
 
 import numpy as np
 
+cimport cython
 from cpython.number cimport PyNumber_Index
 from cpython.long cimport PyLong_AsUnsignedLongLong
 from libc.errno cimport EINVAL, errno
@@ -53,6 +54,15 @@ cdef void *map_anonymous(size_t size, int flags) except NULL:
     return p
 
 
+cdef object as_int(object value):
+    """An integer that is just that: a subclass of int may compute as it likes.
+
+    May run the user's code, so whatever is to be checked is checked afterwards.
+    """
+    value = PyNumber_Index(value)
+    return value if type(value) is int else int.__index__(value)
+
+
 cdef unsigned log2(uint64_t value) noexcept:
     cdef unsigned shift = 0
     while value >> shift > 1:
@@ -64,6 +74,7 @@ cdef class Arena:
     def __cinit__(self, *args, **kwargs):
         self.classes = []
         self.type_ids = {}
+        self.known_classes = []
         self.list_ids = []
         self.tables = ()
 
@@ -80,6 +91,8 @@ cdef class Arena:
         """Map private memory; paddr 0 is aligned to the page size."""
         cdef uint64_t frames = size // page_size
         cdef size_t address
+        if self.mapping != NULL:
+            raise TypeError("this arena is initialised already")
         self.mapping_size = size + page_size
         self.mapping = map_anonymous(self.mapping_size, 0)
         address = (<size_t>self.mapping + page_size - 1) & ~(page_size - 1)
@@ -167,7 +180,7 @@ cdef class Arena:
 
     cdef int64_t frame_at(self, object paddr) except -1:
         """The number of the frame that starts at a paddr; alignment is checked first."""
-        paddr = PyNumber_Index(paddr)   # may run the user's code, so all checks come after
+        paddr = as_int(paddr)
         self.check_open()
         if paddr & ((1 << self.a.page_shift) - 1):
             raise NotAlignedError(
@@ -178,13 +191,14 @@ cdef class Arena:
 
     cdef int64_t frame_stop(self, object paddr) except -1:
         """The number past the frames that end at a paddr; may be the arena's end."""
-        paddr = PyNumber_Index(paddr)
+        paddr = as_int(paddr)
         self.check_open()
         if paddr == self.a.size:
             return self.a.frames
         return self.frame_at(paddr)
 
 
+@cython.no_gc_clear     # its end must find the arena, to count itself off
 cdef class TableView:
     """Exports a table of the arena, read-only, and keeps the arena open."""
 

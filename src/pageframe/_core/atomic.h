@@ -18,9 +18,6 @@
     static inline T pf_load_relaxed_##S(const T *p) {                          \
         return __atomic_load_n(p, __ATOMIC_RELAXED);                           \
     }                                                                          \
-    static inline T pf_load_acquire_##S(const T *p) {                          \
-        return __atomic_load_n(p, __ATOMIC_ACQUIRE);                           \
-    }                                                                          \
     static inline void pf_store_relaxed_##S(T *p, T v) {                       \
         __atomic_store_n(p, v, __ATOMIC_RELAXED);                              \
     }                                                                          \
@@ -54,6 +51,10 @@
     static inline int pf_cas_##S(T *p, T expected, T desired) {                \
         return __atomic_compare_exchange_n(p, &expected, desired, 0,           \
                                            __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);\
+    }                                                                          \
+    static inline int pf_cas_release_##S(T *p, T expected, T desired) {        \
+        return __atomic_compare_exchange_n(p, &expected, desired, 0,           \
+                                           __ATOMIC_RELEASE, __ATOMIC_RELAXED);\
     }                                                                          \
     static inline int pf_cas_acquire_##S(T *p, T expected, T desired) {        \
         return __atomic_compare_exchange_n(p, &expected, desired, 0,           \

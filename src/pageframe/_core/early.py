@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 Kind: TypeAlias = Literal["usable", "reserved", "bad"]
+KINDS: tuple[Kind, ...] = ("usable", "reserved", "bad")
 
 _UNITS = {
     "": 1,
@@ -37,6 +38,11 @@ _UNITS = {
     "gb": 10**9,
     "tb": 10**12,
 }
+
+
+def exact_int(value: SupportsIndex) -> int:
+    """Return an integer that is just that: a subclass of int may compute as it likes."""
+    return int.__index__(operator.index(value))
 
 
 def parse_size(size: int | str) -> int:
@@ -68,7 +74,7 @@ def parse_size(size: int | str) -> int:
         return scaled
     if not isinstance(size, SupportsIndex) or isinstance(size, bool):
         raise TypeError(f"size must be an int or a string, not {type(size).__name__}")
-    return operator.index(size)
+    return exact_int(size)
 
 
 class MemoryRegion(NamedTuple):
@@ -95,6 +101,14 @@ class MemoryRegion(NamedTuple):
         return self.start + self.size
 
 
+def _exact(region: MemoryRegion) -> MemoryRegion:
+    """Return a region of plain integers and a known kind."""
+    for kind in KINDS:
+        if region.kind == kind:
+            return MemoryRegion(exact_int(region.start), exact_int(region.size), kind)
+    raise ValueError(f"{region}: kind must be 'usable', 'reserved' or 'bad'")
+
+
 def cover(
     regions: Iterable[MemoryRegion | tuple[int, int, Kind]] | None, size: int, page_size: int
 ) -> list[MemoryRegion]:
@@ -107,9 +121,8 @@ def cover(
     """
     covered: list[MemoryRegion] = []
     end = 0
-    for region in sorted((MemoryRegion(*r) for r in regions or ()), key=lambda r: r.start):
-        if region.kind not in ("usable", "reserved", "bad"):
-            raise ValueError(f"{region}: kind must be 'usable', 'reserved' or 'bad'")
+    given = [_exact(MemoryRegion(*region)) for region in regions or ()]
+    for region in sorted(given, key=lambda region: region.start):
         if region.start % page_size or region.size % page_size:
             raise ValueError(f"{region}: start and size must be multiples of the page size {page_size}")
         if region.size <= 0 or region.start < 0 or region.stop > size:

@@ -27,5 +27,6 @@ cdef class FrameRef(Handle):
     """A frame borrowed from a handle, without a reference."""
 
 
+cdef Frame empty_frame(Arena mem, const pf_slot *like)
 cdef Frame make_frame(Arena mem, pf_slot *slot)
 cdef Frame clone_frame(Arena mem, uint64_t frame)

@@ -23,18 +23,29 @@ from pageframe._core.meta cimport class_of
 from pageframe._core.slot cimport (
     PF_E_IN_USE, PF_E_UNIQUE, PF_OK, pf_slot_count, pf_slot_in_use, pf_slot_get,
     pf_slot_try_unique)
-from pageframe._core.unique cimport make_unique
+from pageframe._core.unique cimport UniqueFrame, empty_unique
 
 
 cdef Frame make_frame(Arena mem, pf_slot *slot):
-    """A handle that takes over a reference."""
+    """A handle that takes over a reference; without memory for it the reference goes."""
     cdef Frame frame
-    if pf_type_flags(&mem.a, slot) & PF_UNTYPED:
+    try:
+        frame = empty_frame(mem, slot)
+    except MemoryError:
+        put(mem, slot)
+        raise
+    frame.slot = slot
+    return frame
+
+
+cdef Frame empty_frame(Arena mem, const pf_slot *like):
+    """A handle for a frame of some type, which still has none."""
+    cdef Frame frame
+    if pf_type_flags(&mem.a, like) & PF_UNTYPED:
         frame = UFrame.__new__(UFrame)
     else:
         frame = Frame.__new__(Frame)
     frame.mem = mem
-    frame.slot = slot
     return frame
 
 
@@ -189,10 +200,12 @@ cdef class Frame(Owner):
             If views of the bytes live.
         """
         cdef pf_slot *slot = movable(self)
+        cdef UniqueFrame unique = empty_unique(self.mem)
         if not pf_slot_try_unique(slot):
             raise_get(self.mem, pf_frame_of(&self.mem.a, slot), PF_E_IN_USE)
         self.slot = NULL
-        return make_unique(self.mem, slot)
+        unique.slot = slot
+        return unique
 
 
 @cython.final

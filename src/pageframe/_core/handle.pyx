@@ -33,16 +33,15 @@ from pageframe._core.arena cimport (
     PF_ARENA, PF_ON_DROP, PF_UNTYPED, fill_buffer, pf_bytes_at, pf_frame_of, pf_slot_at, pf_type_flags)
 from pageframe._core.errors import (
     ArenaClosedError, FrameBusyError, FrameGoneError, FrameInUseError, FrameReservedError, FrameTypeError,
-    FrameUniqueError, FrameUnusedError, MovedError, NotRawError, OutOfFramesError,
+    FrameUniqueError, FrameUnusedError, GetFrameError, MovedError, NotRawError, OutOfFramesError,
     RefCountOverflowError)
 from pageframe._core.io cimport VmReader, VmWriter
 from pageframe._core.meta cimport (
-    TYPE_UNTYPED, MetaView, class_of, meta_value, run_on_drop, view_slot)
-from pageframe._core.meta import FrameMetaType
+    TYPE_UNTYPED, MetaView, class_of, is_meta_type, meta_value, own_copy, run_on_drop, view_slot)
 from pageframe._core.slot cimport (
-    PF_BUSY, PF_E_BUSY, PF_E_IN_USE, PF_E_OVERFLOW, PF_E_UNIQUE, PF_E_UNUSED, PF_OK, PF_UNIQUE,
-    pf_cas_acquire_u32, pf_load_relaxed_u32, pf_slot_count, pf_slot_get, pf_slot_in_use,
-    pf_slot_inc, pf_slot_publish, pf_slot_put, pf_slot_retire, pf_slot_taken)
+    PF_E_BUSY, PF_E_IN_USE, PF_E_OVERFLOW, PF_E_UNIQUE, PF_E_UNUSED, PF_OK, PF_UNIQUE,
+    pf_cas_acquire_u32, pf_cas_release_u32, pf_load_relaxed_u32, pf_slot_count, pf_slot_get, pf_slot_in_use,
+    pf_slot_inc, pf_slot_make_busy, pf_slot_put, pf_slot_retire, pf_slot_taken)
 from pageframe._core.user_allocator cimport user_alloc, user_dealloc, user_given
 
 
@@ -64,7 +63,7 @@ cdef int raise_get(Arena mem, uint64_t frame, int error) except -1:
         if pf_type_flags(&mem.a, slot) & PF_ARENA:
             raise FrameReservedError(
                 f"frame {paddr:#x} belongs to the arena: {class_of(mem, slot).__name__}")
-        raise FrameInUseError(f"frame {paddr:#x} is in use: {pf_slot_count(slot)} references")
+        raise FrameInUseError(f"frame {paddr:#x} is in use: its count is {pf_slot_count(slot)}")
     if error == PF_E_UNUSED:
         raise FrameUnusedError(f"frame {paddr:#x} is not in use")
     if error == PF_E_UNIQUE:
@@ -88,8 +87,9 @@ cdef pf_slot *held(Handle self) except NULL:
     """The slot of the frame that a handle has."""
     if self.slot == NULL:
         raise_moved(self)
-    if self.borrowed:
+    if not self.mem.a.open:
         self.mem.check_open()
+    if self.borrowed:
         if self.slot.generation != self.generation or not pf_slot_in_use(self.slot):
             raise FrameGoneError(
                 f"frame {pf_frame_of(&self.mem.a, self.slot) << self.mem.a.page_shift:#x} "
@@ -147,9 +147,12 @@ cdef int64_t obtain_run(Arena mem, uint64_t count, uint64_t align) except -1:
         first = claim_run(&mem.a, count, align)
     else:
         first = user_alloc(mem, count, align)
-        if first >= 0:
+        try:
             claim_exactly(mem, first, count)
-            user_given(mem, first, count)
+        except GetFrameError as error:
+            name = type(mem.user_allocator).__name__
+            raise type(error)(f"{name}.alloc() gave what is not free: {error}") from None
+        user_given(mem, first, count)
     if first < 0:
         raise_out_of_frames(mem, count, align)
     return first
@@ -189,7 +192,7 @@ cdef void put(Arena mem, pf_slot *slot) noexcept:
 cdef void put_unique(Arena mem, pf_slot *slot) noexcept:
     """Give up the ownership of a frame: its life ends."""
     if mem.a.open:
-        pf_slot_publish(slot, PF_BUSY)
+        pf_slot_make_busy(slot)
         end_life(mem, slot, True)
 
 
@@ -226,7 +229,7 @@ cdef class MetaSource:
 
 cdef MetaSource meta_sources(Arena mem, object meta_fn):
     """Metadata for all frames alike; or, given a callable, to be had from ask_each()."""
-    if callable(meta_fn) and not isinstance(meta_fn, FrameMetaType):
+    if callable(meta_fn) and not is_meta_type(meta_fn):
         mem.check_open()
         return MetaSource.__new__(MetaSource)
     return meta_source(mem, meta_fn)
@@ -258,7 +261,7 @@ cdef int ask_each(MetaSource source, Arena mem, object meta_fn, object paddrs) e
                 f"metadata must be of one type: {type(source.each[0]).__name__}, then "
                 f"{type(value).__name__} at {paddr:#x}")
         source.type_id = type_id
-        source.each.append(value)
+        source.each.append(own_copy(value))     # the user may give the same one each time
     source.size = mem.a.type_info[source.type_id].size
     return 0
 
@@ -266,11 +269,15 @@ cdef int ask_each(MetaSource source, Arena mem, object meta_fn, object paddrs) e
 # -- raw references ----------------------------------------------------------------------------
 
 cdef int raw_add(Arena mem, uint64_t frame) except -1:
-    """Count a raw reference that is given out."""
+    """Count a raw reference that is given out.
+
+    Release pairs with the acquire in raw_take(): who takes the reference back sees
+    what its last holder did to the frame.
+    """
     cdef uint32_t *raw = &mem.a.raw[frame]
     cdef uint32_t old = pf_load_relaxed_u32(raw)
     while old != <uint32_t>-1:
-        if pf_cas_acquire_u32(raw, old, old + 1):
+        if pf_cas_release_u32(raw, old, old + 1):
             return 0
         old = pf_load_relaxed_u32(raw)
     raise RefCountOverflowError(
@@ -290,7 +297,9 @@ cdef int raw_take(Arena mem, uint64_t frame) except -1:
 
 # -- classes -----------------------------------------------------------------------------------
 
-@cython.no_gc       # no cycle can pass through it: it refers to its arena alone
+# The collector does not see a handle, which refers to its arena alone.  So an arena that
+# holds handles to itself, in an attribute or through a user's allocator, is never collected.
+@cython.no_gc
 @cython.freelist(256)
 cdef class Holder:
     def __dealloc__(self):
@@ -365,16 +374,13 @@ cdef class Holder:
             raise FrameTypeError(f"{self!r} has metadata of type {cls.__name__}, not {meta_type.__name__}")
         return self
 
-    def __enter__(self):
-        return self
-
     def __reduce__(self):
         raise TypeError(f"a {type(self).__name__} of a private arena can't be pickled")
 
 
 cdef int check_bytes(object holder) except -1:
     if not PyObject_CheckBuffer(holder):
-        raise FrameTypeError(f"a {type(holder).__name__} of typed frames does not export its bytes")
+        raise FrameTypeError(f"{holder!r} does not export its bytes")
     return 0
 
 
@@ -393,7 +399,7 @@ cdef class Handle(Holder):
 
     @property
     def map_level(self):
-        """Level of the page-table entry that maps a frame of this size: 1, a base page."""
+        """Level of the page-table entry that maps the frame: always 1, the arena's base page."""
         held(self)
         return 1
 
@@ -418,18 +424,12 @@ cdef class Handle(Holder):
         """Class of the metadata."""
         return class_of(self.mem, held(self))
 
-    def __exit__(self, *exc_info):
-        if self.slot != NULL:
-            self.drop()
-
     def __eq__(self, other):
         if self is other:
             return True
         if not isinstance(other, Handle):
             return NotImplemented
-        if self.slot == NULL or (<Handle>other).slot == NULL:
-            return False
-        return self.slot == (<Handle>other).slot
+        return self.slot != NULL and self.slot == (<Handle>other).slot and same_life(self, other)
 
     def __hash__(self):
         return hash(<size_t>held(self))
@@ -445,8 +445,22 @@ cdef class Handle(Holder):
         return f"<{type(self).__name__} {paddr:#x} {class_of(self.mem, self.slot).__name__}>"
 
 
+cdef bint same_life(Handle a, Handle b) noexcept:
+    """Whether two handles of one frame are of the same life of it, which a borrowed one may outlive."""
+    return ((not a.borrowed or a.generation == a.slot.generation)
+            and (not b.borrowed or b.generation == b.slot.generation))
+
+
 @cython.no_gc
 cdef class Owner(Handle):
+    def __enter__(self):
+        held(self)
+        return self
+
+    def __exit__(self, *exc_info):
+        if self.slot != NULL:
+            self.drop()
+
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def drop(self):
@@ -474,6 +488,7 @@ cdef class Owner(Handle):
             If views of the bytes live.
         """
         cdef uint64_t frame = pf_frame_of(&self.mem.a, movable(self))
+        cdef object paddr = frame << self.mem.a.page_shift     # before anything is moved
         raw_add(self.mem, frame)
         self.slot = NULL
-        return frame << self.mem.a.page_shift
+        return paddr

@@ -15,10 +15,10 @@ import struct
 cimport cython
 from cpython.buffer cimport (
     PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer)
-from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memmove, memset
 
+from pageframe._core.arena cimport as_int
 from pageframe._core.errors import MovedError, NotAlignedError, OutOfBoundError
 from pageframe._core.slot cimport (
     pf_load_u8, pf_load_u16, pf_load_u32, pf_load_u64,
@@ -255,7 +255,7 @@ cdef class VmWriter(VmCursor):
         cdef uint64_t word
         self.check()
         check_once(self.at, size)
-        value = PyNumber_Index(value)
+        value = as_int(value)
         if not 0 <= value <= 0xFFFFFFFFFFFFFFFF >> (64 - 8 * size):
             raise OverflowError(f"{value} does not fit {size} bytes")
         word = value

@@ -37,6 +37,7 @@ static pthread_key_t pf_lane_key;
 
 /* Release and the acquire of the next owner's claim hand over the lane. */
 static void pf_lane_give_back(void *number_plus_one) {
+    pf_lane_of_thread = PF_LANE_UNKNOWN;
     pf_and_release_u64(&pf_lanes_in_use, ~(UINT64_C(1) << ((uintptr_t)number_plus_one - 1)));
 }
 

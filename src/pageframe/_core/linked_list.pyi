@@ -3,7 +3,7 @@
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Generic, final
+from typing import Generic, Self, final
 
 from pageframe._core.handle import Holder, M_co
 from pageframe._core.memory import PhysicalMemory
@@ -25,6 +25,7 @@ class LinkedList(Holder[M_co]):
     def __len__(self) -> int: ...
     def __contains__(self, paddr: object, /) -> bool: ...
     def __iter__(self) -> Iterator[int]: ...
+    def __enter__(self) -> Self: ...
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None: ...

@@ -17,10 +17,10 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from pageframe._core.arena cimport (
-    PF_LINKED, Arena, pf_arena, pf_frame_of, pf_slot_at)
+    PF_LINKED, Arena, as_int, pf_arena, pf_frame_of, pf_slot_at)
 from pageframe._core.errors import FrameTypeError, MovedError, PageFrameError
 from pageframe._core.handle cimport movable, put_unique, raise_moved
-from pageframe._core.meta cimport type_id_of, view_slot
+from pageframe._core.meta cimport MetaView, type_id_of, view_slot
 from pageframe._core.slot cimport (
     pf_add_relaxed_u32, pf_load_relaxed_u32, pf_slot, pf_store_relaxed_u32)
 from pageframe._core.unique cimport UniqueFrame, make_unique
@@ -64,10 +64,10 @@ cdef class LinkedList(Holder):
     """
 
     def __init__(self, Arena mem not None, meta_type):
-        mem.check_open()
-        if self.list_id:
-            raise TypeError("this list is initialised already")
         type_id = type_id_of(mem, meta_type)
+        mem.check_open()
+        if self.mem is not None:
+            raise TypeError("this list is initialised already")
         if not mem.a.type_info[type_id].flags & PF_LINKED:
             raise FrameTypeError(f"{meta_type.__name__} can't be in a list: it does not mix in Link")
         self.list_id = new_list_id(mem)
@@ -90,8 +90,8 @@ cdef class LinkedList(Holder):
         """The number of the frame at a paddr if it is in this list, else 0."""
         cdef uint64_t frame
         try:
-            frame = paddr       # may run the user's code, so all checks come after
-        except (OverflowError, TypeError):
+            frame = as_int(paddr)
+        except OverflowError:
             frame = <uint64_t>-1
         self.check()
         if frame & ((1ull << self.mem.a.page_shift) - 1) or frame >= self.mem.a.size:
@@ -144,7 +144,6 @@ cdef class LinkedList(Holder):
         cursor.at = frame
         return cursor
 
-    @cython.critical_section
     def push_front(self, UniqueFrame frame not None):
         """Take a unique frame in at the front.
 
@@ -155,12 +154,13 @@ cdef class LinkedList(Holder):
         BufferError
             If views of its bytes live.
         """
-        push(self, frame, self.front)
+        with cython.critical_section(self, frame):
+            push(self, frame, self.front)
 
-    @cython.critical_section
     def push_back(self, UniqueFrame frame not None):
         """Take a unique frame in at the back; as `push_front`."""
-        push(self, frame, 0)
+        with cython.critical_section(self, frame):
+            push(self, frame, 0)
 
     @cython.always_allow_keywords(False)
     @cython.critical_section
@@ -210,7 +210,10 @@ cdef class LinkedList(Holder):
 
     @cython.critical_section
     def __contains__(self, paddr):
-        return self.find(paddr) != 0
+        try:
+            return self.find(paddr) != 0
+        except TypeError:
+            return False
 
     def __iter__(self):
         cdef Cursor cursor = self.cursor_front()
@@ -220,6 +223,10 @@ cdef class LinkedList(Holder):
                 return
             yield paddr
             cursor.move_next()
+
+    def __enter__(self):
+        self.check()
+        return self
 
     def __exit__(self, *exc_info):
         if self.list_id:
@@ -305,11 +312,14 @@ cdef class Cursor:
     def current_meta(self):
         """Mutable view of the current frame's metadata; None at the ghost position."""
         cdef pf_slot *slot
+        cdef MetaView view
         self.check()
         if not self.at:
             return None
         slot = pf_slot_at(&self.list.mem.a, self.at)
-        return view_slot(self.list.mem, slot, self.list, NULL, True)
+        view = view_slot(self.list.mem, slot, self.list, NULL, True)
+        view.list_alive = &self.list.list_id
+        return view
 
     @cython.always_allow_keywords(False)
     def take_current(self):
@@ -328,7 +338,7 @@ cdef class Cursor:
 
         Raises as `LinkedList.push_front` does.
         """
-        with cython.critical_section(self.list):
+        with cython.critical_section(self.list, frame):
             self.check()
             push(self.list, frame, self.at)
 

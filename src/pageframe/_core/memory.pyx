@@ -14,14 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 cimport cython
-from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from pageframe._core.allocator cimport (
     claim_one, free_frames, longest_free_run, next_bit, reserve_frames, setup_bits, trim)
 from pageframe._core.arena cimport (
-    PF_ARENA, Arena, pf_arena, pf_slot_at, pf_type_flags, table_array)
+    PF_ARENA, Arena, as_int, pf_arena, pf_slot_at, pf_type_flags, table_array)
 from pageframe._core.early import EarlyAllocator, cover, parse_size
 from pageframe._core.errors import (
     ArenaInUseError, NotAlignedError, OutOfFramesError)
@@ -126,7 +125,7 @@ cdef void count_frames(const pf_arena *a, census *c) noexcept nogil:
 cdef class PhysicalMemory(Arena):
     """An arena of page frames, private to this process.
 
-    Memory that nobody has touched costs nothing. The arena holds its own tables,
+    Frames that nobody has used cost nothing. The arena holds its own tables,
     so a few of its frames are never free (see `layout`, `reserved_frames`).
 
     Parameters
@@ -199,7 +198,11 @@ cdef class PhysicalMemory(Arena):
         if allocator is not None:
             self.given = bytearray(self.a.frames)
             self.user_allocator = allocator
-            add_free_memory(self, allocator)
+            try:
+                add_free_memory(self, allocator)
+            except BaseException:
+                self.a.open = False
+                raise
 
     # -- figures -------------------------------------------------------------------------------
 
@@ -268,6 +271,11 @@ cdef class PhysicalMemory(Arena):
         with nogil:
             count_frames(&self.a, &c)
         free = free_frames(&self.a)
+        frames_by_type = {}
+        for type_id, meta_type in self.types.items():
+            if c.by_type[type_id]:
+                name = meta_type.__layout__.name
+                frames_by_type[name] = frames_by_type.get(name, 0) + c.by_type[type_id]
         return ArenaStats(
             size=self.a.size,
             page_size=1 << self.a.page_shift,
@@ -282,9 +290,7 @@ cdef class PhysicalMemory(Arena):
             raw_references=c.raw,
             longest_free_run=longest_free_run(&self.a),
             overhead=sum(size for _, _, size in self.tables),
-            frames_by_type={
-                meta_type.__layout__.name: c.by_type[type_id]
-                for type_id, meta_type in self.types.items() if c.by_type[type_id]},
+            frames_by_type=frames_by_type,
         )
 
     # -- views of the whole arena --------------------------------------------------------------
@@ -374,6 +380,7 @@ cdef class PhysicalMemory(Arena):
                 zero_used(&self.a, frame, slot)
             begin_life(slot, source.type_id, source.storage, source.size, 1)
             return make_frame(self, slot)
+        handle = UFrame.__new__(UFrame)     # before there is anything to lose
         frame = claim_one(&self.a) if self.user_allocator is None else -1
         if frame < 0:
             frame = obtain_one(self)
@@ -381,7 +388,6 @@ cdef class PhysicalMemory(Arena):
         if zeroed:
             zero_used(&self.a, frame, slot)
         begin_life(slot, TYPE_UNTYPED, NULL, 0, 1)
-        handle = UFrame.__new__(UFrame)
         handle.mem = self
         handle.slot = slot
         return handle
@@ -453,7 +459,7 @@ cdef class PhysicalMemory(Arena):
 
     cdef uint64_t wanted(self, object n, object align) except 0:
         """A number of frames that could be had if the arena were empty."""
-        n = PyNumber_Index(n)
+        n = as_int(n)
         self.check_open()
         if n < 1:
             raise ValueError(f"at least one frame must be asked for, not {n}")
@@ -494,8 +500,9 @@ cdef class PhysicalMemory(Arena):
         """
         cdef uint64_t frames
         self.check_open()
-        with nogil:
-            frames = trim(&self.a)
+        # The interpreter lock stays held: the frames being trimmed are away meanwhile,
+        # and another thread would find fewer free than there are.
+        frames = trim(&self.a)
         return frames
 
     # -- closing -------------------------------------------------------------------------------
@@ -509,16 +516,21 @@ cdef class PhysicalMemory(Arena):
         ArenaInUseError
             If handles, views or raw references still hold frames; says how many.
         """
+        cdef census c
+        cdef uint64_t used
+        cdef uint32_t views
         if not self.a.open:
             return
-        stats = self.stats()
+        # From the count to the decision no other code may run, the collector's included.
+        count_frames(&self.a, &c)
+        used = self.a.frames - self.own_frames - free_frames(&self.a)
         views = pf_load_relaxed_u32(&self.a.views)
-        if stats.used_frames or stats.references or views:
-            raise ArenaInUseError(
-                f"the arena can't be closed: {stats.used_frames} frames are held by "
-                f"{stats.references} references, {stats.raw_references} of them raw, and "
-                f"{views} arrays over its tables live")
-        self.release_memory()
+        if used == 0 and c.references == 0 and views == 0:
+            self.release_memory()
+            return
+        raise ArenaInUseError(
+            f"the arena can't be closed: {used} frames are held by {c.references} references, "
+            f"{c.raw} of them raw, and {views} arrays over its tables live")
 
     def __enter__(self):
         self.check_open()
@@ -547,6 +559,8 @@ cdef int reserve(pf_arena *a, uint64_t start, uint64_t stop, uint32_t type_id) e
     cdef uint64_t frame
     cdef uint64_t first = start >> a.page_shift
     cdef uint64_t count = (stop - start) >> a.page_shift
+    if not start < stop <= a.size:
+        raise ValueError(f"the range {start:#x} .. {stop:#x} is not within the arena")
     reserve_frames(a, first, count)
     for frame in range(first, first + count):
         begin_life(pf_slot_at(a, frame), type_id, NULL, 0, 1)

@@ -27,14 +27,14 @@ cdef class MetaView:
     cdef const pf_arena *arena
     cdef uint64_t generation
     cdef uint32_t list_id
+    cdef uint32_t *list_alive   # of a list's element: the list's id, while the list lives
     cdef bint writable
-    cdef Py_ssize_t size        # bytes that may be reached from data
-
-    cdef int check(self) except -1
 
 
 cdef MetaView view_slot(
     Arena mem, pf_slot *slot, object owner, pf_slot **guard, bint writable)
+cdef bint is_meta_type(object cls) except -1
+cdef MetaView own_copy(MetaView value)
 cdef uint32_t type_id_of(Arena mem, object cls) except 0
 cdef object class_of(Arena mem, const pf_slot *slot)
 cdef MetaView meta_value(Arena mem, object meta, uint32_t *type_id)

@@ -18,22 +18,22 @@ from is dropped or moved.
 Arenas know a type by a number.  The registry in the arena records what must be
 equal wherever the arena is used: the name, the size and a fingerprint of the
 layout.  Two classes with the same name and layout are the same type; of such
-classes in one process the one defined last is used.
+classes views are made of the one that the arena has met last.
 """
 
 import inspect
 import typing
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport PyObject
-from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strlen
 
 from pageframe._core.arena cimport (
-    PF_ARENA, PF_LINKED, PF_ON_DROP, PF_TYPE_NAME, PF_UNTYPED, Arena, pf_bytes_at, pf_fnv1a,
-    pf_frame_of, pf_type)
+    PF_ARENA, PF_LINKED, PF_ON_DROP, PF_REGISTERED, PF_TYPE_NAME, PF_UNTYPED, Arena, as_int,
+    pf_bytes_at, pf_fnv1a, pf_frame_of, pf_type)
 from pageframe._core.errors import FrameGoneError, FrameTypeError, MovedError
 from pageframe._core.io cimport VmReader, reader_over
 from pageframe._core.slot cimport (
@@ -44,6 +44,8 @@ from pageframe._core.slot cimport (
 cdef extern from "Python.h":
     void PyErr_WriteUnraisable(object)
     void PyErr_SetObject(object, object)
+    int PyObject_GenericSetAttr(object, object, object) except -1
+    bint PyObject_TypeCheck(object, PyTypeObject *)
     void PyErr_Fetch(PyObject **, PyObject **, PyObject **)
     void PyErr_Restore(PyObject *, PyObject *, PyObject *)
     void PyObject_Free(void *)
@@ -97,8 +99,8 @@ cdef class FieldType:
             raise TypeError(f"{self.name} takes no size")
         if not isinstance(size, int):
             raise TypeError(f"bytes_[n] takes a number of bytes, not {size!r}")
-        if size < 1:
-            raise ValueError(f"bytes_[n] takes at least one byte, not {size}")
+        if not 1 <= size <= PF_SLOT_MAX:
+            raise ValueError(f"bytes_[n] takes 1 to {PF_SLOT_MAX} bytes, not {size}")
         return field_type(f"bytes_[{size}]", BYTES, size, f"S{size}")
 
     def __repr__(self):
@@ -151,7 +153,7 @@ cdef object from_word(FieldType t, uint64_t word):
 cdef int to_word(FieldType t, object value, uint64_t *word) except -1:
     """The low bytes of a word that stand for a Python integer."""
     cdef object bits = 8 * t.size       # a Python integer, and so is what follows
-    value = PyNumber_Index(value)
+    value = as_int(value)
     low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if t.kind == SIGNED else (0, (1 << bits) - 1)
     if not low <= value <= high:
         raise OverflowError(f"{value} is not within {low} .. {high} of {t.name}")
@@ -218,14 +220,16 @@ cdef object load_field(FieldType t, const unsigned char *p):
 
 cdef int store_field(FieldType t, unsigned char *p, object value) except -1:
     cdef uint64_t word
+    cdef Py_ssize_t length
     if t.kind == BYTES:
         if not isinstance(value, (bytes, bytearray, memoryview)):
             raise TypeError(f"{t.name} takes bytes, not {type(value).__name__}")
         value = bytes(value)
-        if len(value) > t.size:
-            raise ValueError(f"{len(value)} bytes are too many for {t.name}")
+        length = PyBytes_GET_SIZE(value)
+        if length > t.size:
+            raise ValueError(f"{length} bytes are too many for {t.name}")
         memset(p, 0, t.size)
-        memcpy(p, <const unsigned char *>value, len(value))
+        memcpy(p, PyBytes_AS_STRING(value), length)
     elif t.kind == BOOL:
         p[0] = bool(value)
     elif t.kind == FLOAT:
@@ -246,13 +250,16 @@ cdef inline int check_view(MetaView view) except -1:
     if view.slot == NULL or (view.guard != NULL and view.guard[0] != view.slot):
         return raise_moved_view(view)
     if (not view.arena.open or view.slot.generation != view.generation
-            or view.slot.list_id != view.list_id):
+            or view.slot.list_id != view.list_id
+            or (view.list_alive != NULL and view.list_alive[0] != view.list_id)):
         return raise_view_gone(view)
     return 0
 
 
 cdef int raise_moved_view(MetaView view) except -1:
-    raise MovedError(f"this {type(view).__name__} belonged to a handle that was dropped or moved")
+    raise MovedError(
+        f"this {type(view).__name__} belonged to a handle that was dropped or moved, or was never "
+        "initialised")
 
 
 cdef int raise_view_gone(MetaView view) except -1:
@@ -274,46 +281,62 @@ cdef class Field:
     cdef readonly FieldType type
     cdef readonly Py_ssize_t offset
     cdef readonly object default
+    cdef object owner           # the class whose layout this is of
 
     def __init__(self, *args, **kwargs):
         raise TypeError("fields are made by annotating a metadata class")
 
     cdef inline unsigned char *address(self, MetaView view) except NULL:
-        """Where the field lies in a view, which may be of another class than the field's."""
+        """Where the field lies in an instance of its class."""
         check_view(view)
-        if self.offset + self.type.size > view.size:
-            raise FrameTypeError(f"{type(view).__name__} has no field {self.name}")
         return view.data + self.offset
+
+    cdef Field field_in(self, MetaView view):
+        """This field as it lies in an instance, whose class may be derived from the field's."""
+        cdef Field field
+        if self.owner is type(view):
+            return self
+        for field in layout_of(type(view)).fields:
+            if field.name == self.name and issubclass(type(view), self.owner):
+                return field
+        raise FrameTypeError(f"{type(view).__name__} has no field {self.name}")
 
     def __get__(self, obj, owner):
         if obj is None:
             return self
         cdef MetaView view = <MetaView?>obj
+        cdef Field field = self if self.owner is type(view) else self.field_in(view)
         cdef Atomic atomic
-        if self.type.atomic:
+        if field.type.atomic:
             atomic = Atomic.__new__(Atomic)
             atomic.view = view
-            atomic.field = self
+            atomic.field = field
             return atomic
-        return load_field(self.type, self.address(view))
+        return load_field(field.type, field.address(view))
 
     def __set__(self, obj, value):
         cdef MetaView view = <MetaView?>obj
+        cdef Field field = self.field_in(view)
         cdef unsigned char converted[PF_SLOT_MAX]
+        check_view(view)
         if not view.writable:
             raise AttributeError(
-                f"{self.name} is read-only: the frame is shared"
-                + (f"; use {self.name}.store()" if self.type.atomic else ""))
+                f"{field.name} is read-only: the frame is shared"
+                + (f"; use {field.name}.store()" if field.type.atomic else ""))
         # To convert may run the user's code, which may end the view.
-        store_field(self.type, converted, value)
-        copy_field(self.type, self.address(view), converted)
+        store_field(field.type, converted, value)
+        copy_field(field.type, field.address(view), converted)
+
+    def __delete__(self, obj):
+        raise AttributeError(f"{self.name} can't be deleted")
 
     def __repr__(self):
         return f"<field {self.name}: {self.type} at offset {self.offset}>"
 
 
-cdef Field make_field(str name, FieldType type, Py_ssize_t offset, default):
+cdef Field make_field(object owner, str name, FieldType type, Py_ssize_t offset, default):
     cdef Field field = Field.__new__(Field)
+    field.owner = owner
     field.name = name
     field.type = type
     field.offset = offset
@@ -331,13 +354,14 @@ cdef class Atomic:
         raise TypeError("atomic fields are reached through the metadata of a frame")
 
     cdef unsigned char *address(self) except NULL:
-        if self.view is None:
+        if self.view is None or self.field is None:
             raise MovedError("this atomic belongs to no field")
         return self.field.address(self.view)
 
     def load(self):
         """Return the value."""
-        return load_field(self.field.type, self.address())
+        cdef unsigned char *p = self.address()
+        return load_field(self.field.type, p)
 
     def store(self, value):
         """Replace the value. Raises `OverflowError` if it does not fit."""
@@ -348,7 +372,7 @@ cdef class Atomic:
 
     def fetch_add(self, value):
         """Add, wrapping round at the field's size; return the value before."""
-        cdef uint64_t word = PyNumber_Index(value) & 0xFFFFFFFFFFFFFFFF
+        cdef uint64_t word = as_int(value) & 0xFFFFFFFFFFFFFFFF
         cdef unsigned char *p = self.address()
         cdef FieldType t = self.field.type
         return from_word(t, add_word(p, t.size, word))
@@ -385,12 +409,13 @@ cdef class MetaView:
     def __dealloc__(self):
         free(self.own)
 
-    cdef int check(self) except -1:
-        """Raise unless the fields can still be read."""
-        return check_view(self)
+    def __setattr__(self, name, value):
+        if name == "__class__":
+            raise TypeError(f"the class of a {type(self).__name__} is fixed")
+        PyObject_GenericSetAttr(self, name, value)
 
     def __init__(self, **fields):
-        cdef MetaLayout layout = type(self).__layout__
+        cdef MetaLayout layout = layout_of(type(self))
         cdef Field field
         if self.slot != NULL or self.own != NULL:
             raise TypeError(f"this {type(self).__name__} is initialised already")
@@ -398,7 +423,6 @@ cdef class MetaView:
         if self.own == NULL:
             raise MemoryError()
         self.data = self.own
-        self.size = layout.size
         self.writable = True
         for field in layout.fields:
             value = fields.pop(field.name, field.default)
@@ -422,10 +446,10 @@ cdef class MetaView:
         return _rebuild, (type(self), field_values(self))
 
     def __copy__(self):
-        return type(self)(**field_values(self))
+        return own_copy(self)
 
     def __deepcopy__(self, memo):
-        return type(self)(**field_values(self))
+        return own_copy(self)
 
 
 def _rebuild(cls, fields):
@@ -434,9 +458,9 @@ def _rebuild(cls, fields):
 
 cdef dict field_values(MetaView view):
     cdef Field field
-    view.check()
+    check_view(view)
     return {field.name: load_field(field.type, field.address(view))
-            for field in (<MetaLayout?>type(view).__layout__).fields}
+            for field in layout_of(type(view)).fields}
 
 
 @cython.final
@@ -453,12 +477,13 @@ cdef class MetaLayout:
 
     cdef int make(self, cls, dict declared) except -1:
         cdef Field field
-        cdef Py_ssize_t offset = LINK_SIZE if linked(cls) else 0
+        cdef bint linked = marked(cls, "__linked__")
+        cdef Py_ssize_t offset = LINK_SIZE if linked else 0
         fields = []
         for name, (field_type, default) in declared.items():
             alignment = field_type.alignment
             offset = -(-offset // alignment) * alignment
-            fields.append(make_field(name, field_type, offset, default))
+            fields.append(make_field(cls, name, field_type, offset, default))
             offset += field_type.size
         self.size = -(-offset // 8) * 8
         self.fields = tuple(fields)
@@ -467,30 +492,24 @@ cdef class MetaLayout:
             raise FrameTypeError(
                 f"{self.name} takes {self.size} bytes, the largest slot has "
                 f"{PF_SLOT_MAX - PF_SLOT_HEADER}")
-        untyped = any(base.__dict__.get("__untyped__") for base in cls.__mro__)
         self.flags = (
-            (PF_UNTYPED if untyped else 0)
-            | (PF_LINKED if linked(cls) else 0)
+            (PF_UNTYPED if marked(cls, "__untyped__") else 0)
+            | (PF_LINKED if linked else 0)
             | (PF_ON_DROP if cls.on_drop is not MetaBase.on_drop else 0)
-            | (PF_ARENA if cls.__dict__.get("__arena__") else 0))
+            | (PF_ARENA if cls.__dict__.get("__arena__") is True else 0))
         described = repr([(field.name, repr(field.type), field.offset) for field in fields])
-        data = f"{described} {self.flags & (PF_UNTYPED | PF_LINKED)}".encode()
+        data = f"{described} {self.flags & PF_REGISTERED}".encode()
         self.fingerprint = pf_fnv1a(<const char *>data, len(data))
         return 0
-
-    @property
-    def untyped(self):
-        return bool(self.flags & PF_UNTYPED)
-
-    @property
-    def linked(self):
-        return bool(self.flags & PF_LINKED)
 
 
 cdef MetaLayout make_layout(cls, dict declared):
     cdef MetaLayout layout = MetaLayout.__new__(MetaLayout)
     layout.make(cls, declared)
     return layout
+
+
+cdef tuple taken_names = ()
 
 
 class MetaBase:
@@ -512,8 +531,17 @@ class MetaBase:
         """
 
 
-cdef bint linked(cls):
-    return any([base.__dict__.get("__linked__") for base in cls.__mro__])
+cdef bint marked(cls, str mark) except -1:
+    """Whether a class or one of its bases sets a mark."""
+    return any([base.__dict__.get(mark) is True for base in cls.__mro__])
+
+
+cdef MetaLayout layout_of(object cls):
+    """The layout of a class of its own, not of one that could not be made whole."""
+    layout = cls.__dict__.get("__layout__")
+    if not isinstance(layout, MetaLayout):
+        raise FrameTypeError(f"{cls.__name__} has no layout: the class could not be made")
+    return layout
 
 
 cdef dict declared_fields(cls):
@@ -524,11 +552,11 @@ cdef dict declared_fields(cls):
             continue
         if typing.get_origin(annotation) is typing.Annotated and typing.get_args(annotation)[0] is bytes:
             annotation = bytes_[typing.get_args(annotation)[1]]
-        if not isinstance(annotation, FieldType) or annotation is bytes_:
+        if not isinstance(annotation, FieldType) or (<FieldType>annotation).size == 0:
             raise FrameTypeError(
                 f"{cls.__name__}.{name}: {annotation!r} is no field type"
                 + ("; say how many bytes, as in bytes_[16]" if annotation is bytes_ else ""))
-        if hasattr(FrameMetaType.reserved, name):
+        if any([name in base.__dict__ for base in taken_names]):
             raise FrameTypeError(f"{cls.__name__}.{name}: the name is taken by FrameMeta")
         default = cls.__dict__.get(name)
         declared[name] = (annotation, None if isinstance(default, Field) else default)
@@ -579,7 +607,9 @@ cdef void dealloc_instance(PyObject *o) noexcept:
     if (<MetaView>o).own != NULL:
         free((<MetaView>o).own)
     Py_XDECREF(<PyObject *>(<MetaView>o).owner)
-    if spares < SPARE_MAX:
+    if t.tp_dealloc != dealloc_instance:
+        t.tp_free(o)    # of a class that was refused, but is there all the same
+    elif spares < SPARE_MAX:
         spare[spares] = o
         spares += 1
     else:
@@ -603,17 +633,16 @@ cdef void set_up_instances(object cls) noexcept:
 class FrameMetaType(type):
     """Metaclass of metadata types: makes the layout when the class is made."""
 
-    reserved = MetaBase
-
     def __new__(mcls, name, bases, namespace, **kwargs):
         namespace.setdefault("__slots__", ())
         if namespace["__slots__"] != ():
             raise FrameTypeError(f"{name}: metadata has no slots of its own; annotate fields instead")
         cls = super().__new__(mcls, name, bases, namespace, **kwargs)
-        if cls.__dictoffset__ or cls.__weakrefoffset__:
+        if (cls.__dictoffset__ or cls.__weakrefoffset__
+                or (<PyTypeObject *>cls).tp_basicsize != (<PyTypeObject *>MetaView).tp_basicsize):
             raise FrameTypeError(
                 f"{name}: a class that metadata mixes in must have __slots__ = (), so that instances have "
-                "neither a dict nor weak references")
+                "neither a dict nor weak references nor attributes of their own")
         type.__setattr__(cls, "__declared__", declared_fields(cls))
         declared = {}
         for base in reversed(cls.__mro__):
@@ -662,7 +691,7 @@ class FrameMeta(MetaBase, MetaView, metaclass=FrameMetaType):
     ``bytes_[n]`` (also spelled ``Annotated[bytes, n]``, which type checkers
     understand; shorter values are padded with zeros) and ``atomic_u8`` …
     ``atomic_i64``. A field without a default starts as zero. A type is fixed once
-    made; subclasses add fields.
+    made; subclasses add fields. An arena has room for 60 types.
 
     Parameters
     ----------
@@ -717,23 +746,28 @@ class UnusableMemoryMeta(FrameMeta):
     __arena__ = True
 
 
-FrameMetaType.reserved = FrameMeta
+taken_names = FrameMeta.__mro__    # whose attributes no field may hide
 
 
 cdef uint32_t type_id_of(Arena mem, object cls) except 0:
     """The number of a type in an arena; registers the type at its first use."""
-    type_id = mem.type_ids.get(cls)
+    type_id = mem.type_ids.get(<size_t><void *>cls)
     if type_id is None:
-        if not isinstance(cls, FrameMetaType):
+        if not is_meta_type(cls):
             raise FrameTypeError(f"{cls!r} is no metadata type: derive it from FrameMeta")
         mem.check_open()
         type_id = register_type(mem, cls)
     return type_id
 
 
+cdef bint is_meta_type(object cls) except -1:
+    """Whether this really is one, whatever it says its class were."""
+    return isinstance(cls, type) and issubclass(type(cls), FrameMetaType)
+
+
 @cython.critical_section
 cdef object register_type(Arena mem, object cls):
-    cdef MetaLayout layout = cls.__layout__
+    cdef MetaLayout layout = layout_of(cls)
     cdef uint32_t room = (1u << mem.a.slot_shift) - PF_SLOT_HEADER
     cdef uint32_t count = mem.a.header.type_count
     cdef uint32_t type_id
@@ -746,6 +780,7 @@ cdef object register_type(Arena mem, object cls):
         raise FrameTypeError(f"{layout.name}: the name is longer than {PF_TYPE_NAME - 1} bytes")
     for type_id in range(1, count + 1):
         entry = &mem.a.types[type_id - 1]
+        # A class with the name of one of the arena's own has another fingerprint.
         if entry.fingerprint == layout.fingerprint and entry.name[:strlen(entry.name)] == name:
             break
     else:
@@ -756,14 +791,15 @@ cdef object register_type(Arena mem, object cls):
         entry = &mem.a.types[count]
         entry.fingerprint = layout.fingerprint
         entry.size = layout.size
-        entry.flags = layout.flags
+        entry.flags = layout.flags & PF_REGISTERED
         memcpy(entry.name, <const char *>name, len(name) + 1)
         mem.a.header.type_count = type_id
         mem.classes.append(None)
     mem.a.type_info[type_id].size = layout.size
     mem.a.type_info[type_id].flags = layout.flags
     mem.classes[type_id] = cls
-    mem.type_ids[cls] = type_id
+    mem.known_classes.append(cls)
+    mem.type_ids[<size_t><void *>cls] = type_id
     return type_id
 
 
@@ -783,29 +819,49 @@ cdef MetaView meta_value(Arena mem, object meta, uint32_t *type_id):
     if meta is None:
         type_id[0] = TYPE_UNTYPED
         return None
-    if isinstance(meta, FrameMetaType):
+    if is_meta_type(meta):
         meta = meta()
-    if not isinstance(meta, FrameMeta):
+    if not PyObject_TypeCheck(meta, <PyTypeObject *>MetaView):
         raise FrameTypeError(f"metadata must be a FrameMeta, not {type(meta).__name__}")
     type_id[0] = type_id_of(mem, type(meta))
     if mem.a.type_info[type_id[0]].flags & PF_ARENA:
         raise FrameTypeError(f"{type(meta).__name__} is for the arena's own frames")
-    (<MetaView>meta).check()
-    if (<MetaView>meta).size < mem.a.type_info[type_id[0]].size:
-        raise FrameTypeError(f"this metadata was not made as a {type(meta).__name__}")
-    if (<MetaView>meta).own == NULL:
-        meta = meta.__copy__()      # a view may end before it is used, and has links of its own
-    return meta
+    check_view(<MetaView>meta)
+    # A view may end before it is used, and has links that are not its copy's.
+    return meta if (<MetaView>meta).own != NULL else own_copy(<MetaView>meta)
+
+
+cdef MetaView own_copy(MetaView value):
+    """The fields of a value or a view in a value of their own."""
+    cdef MetaView copy
+    cdef MetaLayout layout = layout_of(type(value))
+    cdef Py_ssize_t links = LINK_SIZE if layout.flags & PF_LINKED else 0
+    check_view(value)
+    copy = new_instance(type(value))
+    copy.own = <unsigned char *>calloc(1, max(layout.size, 1))
+    if copy.own == NULL:
+        raise MemoryError()
+    copy.data = copy.own
+    copy.writable = True
+    memcpy(copy.own + links, value.data + links, layout.size - links)
+    return copy
+
+
+cdef MetaView new_instance(object cls):
+    """MetaView.__new__(cls), without looking up __new__ by name."""
+    return <MetaView>(<PyTypeObject *>MetaView).tp_new(<PyTypeObject *>cls, (), NULL)
 
 
 cdef MetaView view_slot(
         Arena mem, pf_slot *slot, object owner, pf_slot **guard, bint writable):
     """A view of a slot, valid while guard points to the slot; owner keeps guard alive."""
     cdef object cls = mem.classes[slot.type_id]
-    # MetaView.__new__(cls), without looking up __new__ by name.
-    cdef MetaView view = <MetaView>(<PyTypeObject *>MetaView).tp_new(<PyTypeObject *>cls, (), NULL)
+    cdef MetaView view
+    if cls is None:     # type 0: the arena was closed under us
+        mem.check_open()
+        raise FrameGoneError("the frame has no metadata")
+    view = new_instance(cls)
     view.data = &slot.storage[0]
-    view.size = (1 << mem.a.slot_shift) - PF_SLOT_HEADER
     view.slot = slot
     view.arena = &mem.a
     view.guard = guard
@@ -851,7 +907,7 @@ cdef void call_on_drop(Arena mem, pf_slot *slot) noexcept:
 cdef object slot_dtype(Arena mem, object cls):
     """The NumPy dtype of a whole slot that shows the fields of a class."""
     cdef Field field
-    cdef MetaLayout layout = cls.__layout__
+    cdef MetaLayout layout = layout_of(cls)
     return {
         "names": [field.name for field in layout.fields],
         "formats": [field.type.format for field in layout.fields],

@@ -12,13 +12,12 @@ frame (handle.pyx).
 """
 
 cimport cython
-from cpython.number cimport PyNumber_Index
 
 from libc.stdint cimport uint32_t, uint64_t
 
 from pageframe._core.allocator cimport give_back_mask, give_back_range
 from pageframe._core.arena cimport (
-    PF_ON_DROP, PF_UNTYPED, Arena, fill_buffer, pf_arena, pf_bytes_at, pf_frame_of, pf_slot_at,
+    PF_ON_DROP, PF_UNTYPED, Arena, as_int, fill_buffer, pf_arena, pf_bytes_at, pf_frame_of, pf_slot_at,
     pf_type_flags, table_array)
 from pageframe._core.errors import FrameTypeError, NotAlignedError, OutOfBoundError
 from pageframe._core.frame cimport Frame, clone_frame
@@ -110,14 +109,25 @@ cdef int hold_range(Arena mem, uint64_t first, uint64_t count) except -1:
     return 0
 
 
-cdef Segment make_segment(Arena mem, uint64_t first, uint64_t count):
-    """A handle that takes over a reference to each frame."""
+cdef Segment empty_segment(Arena mem, uint64_t like):
+    """A handle for frames of the type of one of them, which still holds nothing."""
     cdef Segment segment
-    if pf_type_flags(&mem.a, pf_slot_at(&mem.a, first)) & PF_UNTYPED:
+    if pf_type_flags(&mem.a, pf_slot_at(&mem.a, like)) & PF_UNTYPED:
         segment = USegment.__new__(USegment)
     else:
         segment = Segment.__new__(Segment)
     segment.mem = mem
+    return segment
+
+
+cdef Segment make_segment(Arena mem, uint64_t first, uint64_t count):
+    """A handle that takes over a reference to each frame; without memory for it they go."""
+    cdef Segment segment
+    try:
+        segment = empty_segment(mem, first)
+    except MemoryError:
+        give_up(mem, first, count)
+        raise
     segment.first = first
     segment.count = count
     return segment
@@ -246,10 +256,15 @@ cdef class Segment(Holder):
         BufferError
             If views of the frame's bytes live.
         """
-        cdef pf_slot *slot = movable(frame)
-        check_kind(cls, frame.mem, slot.type_id)
-        cdef Segment segment = make_segment(frame.mem, pf_frame_of(&frame.mem.a, slot), 1)
-        frame.slot = NULL
+        cdef pf_slot *slot
+        cdef Segment segment
+        with cython.critical_section(frame):
+            slot = movable(frame)
+            check_kind(cls, frame.mem, slot.type_id)
+            segment = empty_segment(frame.mem, pf_frame_of(&frame.mem.a, slot))
+            segment.first = pf_frame_of(&frame.mem.a, slot)
+            segment.count = 1
+            frame.slot = NULL
         return segment
 
     @classmethod
@@ -317,10 +332,10 @@ cdef class Segment(Holder):
         Shape ``(len(segment),)``; ``segment.meta["field"]`` is one column. Holds
         references of its own.
         """
-        keep = self.clone()
+        cdef Segment keep = self.clone()
         return table_array(
-            self.mem, <unsigned char *>pf_slot_at(&self.mem.a, self.first),
-            self.count << self.mem.a.slot_shift, slot_dtype(self.mem, self.meta_type), keep)
+            keep.mem, <unsigned char *>pf_slot_at(&keep.mem.a, keep.first),
+            keep.count << keep.mem.a.slot_shift, slot_dtype(keep.mem, keep.meta_type), keep)
 
     @cython.always_allow_keywords(False)
     @cython.critical_section
@@ -362,8 +377,8 @@ cdef class Segment(Holder):
         NotAlignedError, OutOfBoundError
             If the part is not within this segment, or is empty.
         """
-        start = PyNumber_Index(start)   # may run the user's code, so all checks come after
-        stop = PyNumber_Index(stop)
+        start = as_int(start)
+        stop = as_int(stop)
         self.check()
         return self.part(self.frames_in(start), self.frames_in(stop))
 
@@ -387,16 +402,23 @@ cdef class Segment(Holder):
         BufferError
             If views of the bytes live.
         """
-        cdef uint64_t at, count
-        offset = PyNumber_Index(offset)
+        cdef uint64_t at
+        cdef Segment left, right
+        offset = as_int(offset)
         self.check_movable()
         at = self.frames_in(offset)
         if at == 0 or at == self.count:
             raise OutOfBoundError(
                 f"a split must lie within the segment, not at its end: offset {offset:#x}")
-        count = self.count
+        left, right = empty_segment(self.mem, self.first), empty_segment(self.mem, self.first)
+        parts = left, right
+        self.check_movable()    # to make a tuple may run the collector, and that anything
+        left.first = self.first
+        left.count = at
+        right.first = self.first + at
+        right.count = self.count - at
         self.count = 0
-        return make_segment(self.mem, self.first, at), make_segment(self.mem, self.first + at, count - at)
+        return parts
 
     @cython.always_allow_keywords(False)
     @cython.critical_section
@@ -411,6 +433,8 @@ cdef class Segment(Holder):
         cdef uint64_t frame
         cdef uint64_t added = self.first
         self.check_movable()
+        paddrs = self.start_paddr, self.end_paddr
+        self.check_movable()    # to make a tuple may run the collector, and that anything
         try:
             for frame in range(self.first, self.first + self.count):
                 raw_add(self.mem, frame)
@@ -419,7 +443,6 @@ cdef class Segment(Holder):
             for frame in range(self.first, added):
                 raw_take(self.mem, frame)
             raise
-        paddrs = self.start_paddr, self.end_paddr
         self.count = 0
         return paddrs
 
@@ -436,7 +459,7 @@ cdef class Segment(Holder):
             if step != 1:
                 raise ValueError(f"a segment is contiguous: step must be 1, not {step}")
             return self.part(start, stop)
-        index = PyNumber_Index(index)
+        index = as_int(index)
         self.check()
         return clone_frame(self.mem, self.first + index_within(index, self.count))
 
@@ -452,7 +475,9 @@ cdef class Segment(Holder):
         if not isinstance(item, Handle) or (<Handle>item).mem is not self.mem:
             return False
         slot = (<Handle>item).slot
-        return slot != NULL and self.first <= pf_frame_of(&self.mem.a, slot) < self.first + self.count
+        if slot == NULL or ((<Handle>item).borrowed and (<Handle>item).generation != slot.generation):
+            return False
+        return self.first <= pf_frame_of(&self.mem.a, slot) < self.first + self.count
 
     def __eq__(self, other):
         cdef Segment segment
@@ -467,6 +492,10 @@ cdef class Segment(Holder):
     def __hash__(self):
         self.check()
         return hash((<size_t>pf_slot_at(&self.mem.a, self.first), self.count))
+
+    def __enter__(self):
+        self.check()
+        return self
 
     def __exit__(self, *exc_info):
         if self.count:

@@ -7,7 +7,9 @@
  * The count is the whole state of a frame:
  *
  *   PF_UNUSED      nobody holds the frame; the storage is dead.
- *   PF_BUSY (0)    one thread is building the frame or tearing it down.
+ *   PF_BUSY (0)    one thread is tearing the frame down, or giving it another
+ *                  life.  (While a frame is built it is still UNUSED; its
+ *                  allocator bit keeps others away.)
  *   1 .. PF_MAX    that many references exist; the storage is read-only,
  *                  atomic fields aside.
  *   PF_UNIQUE      one UniqueFrame (or one LinkedList) owns the frame and
@@ -19,13 +21,13 @@
  *
  * Who may leave a state:
  *
- *   UNUSED -> BUSY | 1 | UNIQUE   whoever set the frame's allocator bit.  The
+ *   UNUSED -> 1 | UNIQUE          whoever set the frame's allocator bit.  The
  *                                 bit is the right to the slot, so these are
  *                                 stores, not compare-and-swaps.
  *   n -> n + 1                    a holder, or pf_slot_get() by paddr.
  *   n -> n - 1, 1 -> BUSY         a holder, giving up its reference.
  *   1 <-> UNIQUE                  the only holder.
- *   BUSY -> UNUSED                the thread that made it busy.
+ *   BUSY -> UNUSED | UNIQUE       the thread that made it busy.
  *   UNIQUE -> BUSY                the owner.
  *
  * Once the slot is UNUSED the allocator bit is cleared, last of all.
@@ -95,8 +97,9 @@ static inline int pf_slot_taken(const pf_slot *s) {
     return PF_E_IN_USE;
 }
 
-/* Publish a slot that was built under its allocator bit.  Release: whoever
- * reads this count in pf_slot_get() also sees type and storage. */
+/* Publish a slot that nobody else can reach: one that was built under its
+ * allocator bit, or a unique one that is shared.  Release: whoever reads this
+ * count in pf_slot_get() also sees type and storage. */
 static inline void pf_slot_publish(pf_slot *s, uint64_t count) {
     pf_store_release_u64(&s->count, count);
 }
@@ -145,7 +148,12 @@ static inline int pf_slot_try_unique(pf_slot *s) {
     return pf_cas_acquire_u64(&s->count, 1, PF_UNIQUE);
 }
 
-/* End a life: the slot must be busy, or unique and ours.  The allocator bit,
+/* Make a unique slot of ours busy.  Relaxed: nobody reads anything on its word. */
+static inline void pf_slot_make_busy(pf_slot *s) {
+    pf_store_relaxed_u64(&s->count, PF_BUSY);
+}
+
+/* End a life: the slot must be busy, and ours.  The allocator bit,
  * cleared afterwards with release, orders these stores for the next owner. */
 static inline void pf_slot_retire(pf_slot *s) {
     pf_store_relaxed_u64(&s->generation, s->generation + 1);

@@ -15,4 +15,5 @@ cdef class UniqueFrame(Owner):
     """The only reference to a frame, whose metadata it may write."""
 
 
+cdef UniqueFrame empty_unique(Arena mem)
 cdef UniqueFrame make_unique(Arena mem, pf_slot *slot)

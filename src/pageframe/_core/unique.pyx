@@ -12,20 +12,31 @@ cimport cython
 from libc.stdint cimport uint64_t
 
 from pageframe._core.arena cimport PF_ON_DROP, pf_slot_at, pf_type_flags
-from pageframe._core.frame cimport make_frame
+from pageframe._core.frame cimport Frame, empty_frame
 from pageframe._core.handle cimport (
     MetaSource, Owner, begin_life, claim_exactly, end_life, export_bytes, meta_source, movable,
     put_unique, raise_get, raw_add, raw_take, unexport_bytes)
 from pageframe._core.meta cimport run_on_drop
 from pageframe._core.slot cimport (
-    PF_BUSY, PF_UNIQUE, pf_slot_count, pf_slot_publish, pf_slot_taken)
+    PF_UNIQUE, pf_slot_count, pf_slot_make_busy, pf_slot_publish, pf_slot_taken)
 
 
 cdef UniqueFrame make_unique(Arena mem, pf_slot *slot):
-    """A handle that takes over the ownership of a frame."""
+    """A handle that takes over the ownership of a frame; without memory for it the frame goes."""
+    cdef UniqueFrame frame
+    try:
+        frame = empty_unique(mem)
+    except MemoryError:
+        put_unique(mem, slot)
+        raise
+    frame.slot = slot
+    return frame
+
+
+cdef UniqueFrame empty_unique(Arena mem):
+    """A handle that still has no frame."""
     cdef UniqueFrame frame = UniqueFrame.__new__(UniqueFrame)
     frame.mem = mem
-    frame.slot = slot
     return frame
 
 
@@ -78,9 +89,11 @@ cdef class UniqueFrame(Owner):
             If views of the bytes live.
         """
         cdef pf_slot *slot = movable(self)
-        pf_slot_publish(slot, 1)
+        cdef Frame frame = empty_frame(self.mem, slot)
         self.slot = NULL
-        return make_frame(self.mem, slot)
+        frame.slot = slot
+        pf_slot_publish(slot, 1)
+        return frame
 
     @cython.critical_section
     def repurpose(self, meta=None):
@@ -104,7 +117,7 @@ cdef class UniqueFrame(Owner):
         cdef MetaSource source = meta_source(self.mem, meta)
         slot = movable(self)    # making the metadata may have moved the frame
         self.slot = NULL
-        pf_slot_publish(slot, PF_BUSY)
+        pf_slot_make_busy(slot)
         if pf_type_flags(&self.mem.a, slot) & PF_ON_DROP:
             run_on_drop(self.mem, slot)
         slot.generation += 1
@@ -125,7 +138,7 @@ cdef class UniqueFrame(Owner):
         """
         cdef pf_slot *slot = movable(self)
         self.slot = NULL
-        pf_slot_publish(slot, PF_BUSY)
+        pf_slot_make_busy(slot)
         end_life(self.mem, slot, False)
 
     @cython.critical_section

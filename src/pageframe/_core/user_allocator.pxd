@@ -6,6 +6,6 @@ from libc.stdint cimport int64_t, uint64_t
 
 from pageframe._core.arena cimport Arena
 
-cdef int64_t user_alloc(Arena mem, uint64_t count, uint64_t align) except -2
+cdef int64_t user_alloc(Arena mem, uint64_t count, uint64_t align) except -1
 cdef void user_given(Arena mem, uint64_t first, uint64_t count) noexcept
 cdef void user_dealloc(Arena mem, uint64_t first, uint64_t count, bint tell) noexcept

@@ -18,7 +18,8 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.ref cimport PyObject
 from libc.string cimport memset
 
-from pageframe._core.errors import GetFrameError, NotAlignedError
+from pageframe._core.arena cimport as_int
+from pageframe._core.errors import GetFrameError, NotAlignedError, OutOfFramesError
 
 cdef extern from "Python.h":
     void PyErr_SetObject(object, object)
@@ -60,14 +61,15 @@ class FrameAllocator(Protocol):
         """Learn of memory that can be given out; called when the arena is made."""
 
 
-cdef int64_t user_alloc(Arena mem, uint64_t count, uint64_t align) except -2:
-    """Ask for a run of frames; -1 if the allocator has none."""
+cdef int64_t user_alloc(Arena mem, uint64_t count, uint64_t align) except -1:
+    """Ask for a run of frames."""
     cdef int64_t first
     allocator = mem.user_allocator
     layout = Layout(count << mem.a.page_shift, align << mem.a.page_shift)
     paddr = allocator.alloc(layout)
     if paddr is None:
-        return -1
+        raise OutOfFramesError(f"{type(allocator).__name__}.alloc({layout}) gave none")
+    paddr = as_int(paddr)
     try:
         first = mem.frame_at(paddr)
         mem.frame_stop(paddr + layout.size)

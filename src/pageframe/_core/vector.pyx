@@ -13,13 +13,12 @@ import numpy as np
 
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from pageframe._core.allocator cimport claim_many, give_back_mask, give_back_range
 from pageframe._core.arena cimport (
-    PF_ON_DROP, Arena, pf_arena, pf_frame_of, pf_slot_at, pf_type_flags, table_array)
+    PF_ON_DROP, Arena, as_int, pf_arena, pf_frame_of, pf_slot_at, pf_type_flags, table_array)
 from pageframe._core.errors import FrameTypeError
 from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport (
@@ -232,6 +231,7 @@ cdef class FrameVec(Holder):
         vec = empty_vec(first.mem, len(handles))
         for i, handle in enumerate(handles):
             frame = handle
+            held(frame)     # making room may have run the collector, and that anything
             if frame.mem is not first.mem:
                 raise FrameTypeError(f"{frame!r} belongs to another arena than {first!r}")
             if frame.slot.type_id != first.slot.type_id:
@@ -242,6 +242,7 @@ cdef class FrameVec(Holder):
         return vec
 
     @property
+    @cython.critical_section
     def meta_type(self):
         """Class of the metadata."""
         self.check()
@@ -254,11 +255,13 @@ cdef class FrameVec(Holder):
         return self.count << self.mem.a.page_shift
 
     @property
+    @cython.critical_section
     def paddrs(self):
         """Physical addresses, as an array of unsigned 64-bit integers, shape ``(len(vec),)``."""
         return self.numbers() << np.uint64(self.mem.a.page_shift)
 
     @property
+    @cython.critical_section
     def reference_counts(self):
         """Reference counts, as an array of unsigned 64-bit integers, shape ``(len(vec),)``."""
         cdef Py_ssize_t i
@@ -281,17 +284,17 @@ cdef class FrameVec(Holder):
         """
         cdef Py_ssize_t i
         cdef uint64_t step
-        keep = self.clone()
+        cdef FrameVec keep = self.clone()
         slots = table_array(
-            self.mem, self.mem.a.slots, self.mem.a.frames << self.mem.a.slot_shift,
-            slot_dtype(self.mem, self.meta_type), keep)
-        step = self.frames[1] - self.frames[0] if self.count > 1 else 1
-        for i in range(1, self.count):
-            if self.frames[i] - self.frames[i - 1] != step or not 0 < step <= self.mem.a.frames:
-                slots = slots[self.numbers()]
+            keep.mem, keep.mem.a.slots, keep.mem.a.frames << keep.mem.a.slot_shift,
+            slot_dtype(keep.mem, keep.meta_type), keep)
+        step = keep.frames[1] - keep.frames[0] if keep.count > 1 else 1
+        for i in range(1, keep.count):
+            if keep.frames[i] - keep.frames[i - 1] != step or not 0 < step <= keep.mem.a.frames:
+                slots = slots[keep.numbers()]
                 slots.flags.writeable = False
                 return slots
-        return slots[self.frames[0]:self.frames[self.count - 1] + 1:step]
+        return slots[keep.frames[0]:keep.frames[keep.count - 1] + 1:step]
 
     @cython.always_allow_keywords(False)
     @cython.critical_section
@@ -330,7 +333,7 @@ cdef class FrameVec(Holder):
             if count == 0:
                 raise IndexError(f"a frame vector has at least one frame, not {index}")
             return self.pick(start, step, count)
-        index = PyNumber_Index(index)
+        index = as_int(index)
         self.check()
         return clone_frame(self.mem, self.frames[index_within(index, self.count)])
 
@@ -339,6 +342,10 @@ cdef class FrameVec(Holder):
         self.check()
         for i in range(self.count):
             yield self[i]
+
+    def __enter__(self):
+        self.check()
+        return self
 
     def __exit__(self, *exc_info):
         if self.frames != NULL:

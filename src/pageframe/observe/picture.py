@@ -106,7 +106,7 @@ def classify(mem: PhysicalMemory) -> tuple[NDArray[np.uint8], list[Category]]:
     if rest := masks[len(COLOURS) :]:
         label = rest[0][0] if len(rest) == 1 else f"other ({len(rest)} kinds)"
         coloured.append((label, OTHER, np.logical_or.reduce([mask for _, mask in rest])))
-    coloured.append(("being built or torn down", BUSY, busy))
+    coloured.append(("being torn down", BUSY, busy))
     for number in arena_ids:
         cls = types[number]
         coloured.append((ARENA_LABELS[cls], ARENA[cls], ~unused & (type_id == number)))
