@@ -130,7 +130,16 @@ cdef class Arena:
     cdef int64_t frame_stop(self, object paddr) except -1
 
 
-cdef object as_int(object value)
+cdef object plain_int(object value)
+
+
+cdef inline object as_int(object value):
+    """An integer that is just that: a subclass of int may compute as it likes.
+
+    May run the user's code, so whatever is to be checked is checked afterwards.
+    """
+    return value if type(value) is int else plain_int(value)
+
 
 cdef inline int fill_buffer(
         Py_buffer *buffer, object exporter, unsigned char *data, Py_ssize_t size, bint readonly,

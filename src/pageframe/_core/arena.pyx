@@ -54,13 +54,9 @@ cdef void *map_anonymous(size_t size, int flags) except NULL:
     return p
 
 
-cdef object as_int(object value):
-    """An integer that is just that: a subclass of int may compute as it likes.
-
-    May run the user's code, so whatever is to be checked is checked afterwards.
-    """
-    value = PyNumber_Index(value)
-    return value if type(value) is int else int.__index__(value)
+cdef object plain_int(object value):
+    """What stands for an integer as a plain one."""
+    return int.__index__(PyNumber_Index(value))
 
 
 cdef unsigned log2(uint64_t value) noexcept:
