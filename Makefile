@@ -41,7 +41,7 @@ check: $(stamp)
 	$(bin)/ruff format --check .
 	PATH="$(CURDIR)/$(bin):$$PATH" cython-lint src tests
 	$(bin)/mypy
-	MYPYPATH=src $(bin)/python -m mypy.stubtest pageframe._core --allowlist tests/typing/stubtest.txt
+	MYPYPATH=src $(bin)/python -m mypy.stubtest pageframe._core --mypy-config-file pyproject.toml --allowlist tests/typing/stubtest.txt
 	$(bin)/pyright
 
 clean:

@@ -31,23 +31,7 @@ from pageframe._core.errors import (
     PageFrameError,
     RefCountOverflowError,
 )
-from pageframe._core.frame import Frame, FrameRef, UFrame
-from pageframe._core.io import VmReader, VmWriter
-from pageframe._core.linked_list import Cursor, LinkedList
-from pageframe._core.memory import (
-    REF_COUNT_MAX,
-    REF_COUNT_UNIQUE,
-    REF_COUNT_UNUSED,
-    ArenaStats,
-    PhysicalMemory,
-)
-from pageframe._core.meta import (
-    FrameMeta,
-    Link,
-    MetaPageMeta,
-    ReservedMemoryMeta,
-    UntypedFrameMeta,
-    UnusableMemoryMeta,
+from pageframe._core.field_type import (
     atomic_i8,
     atomic_i16,
     atomic_i32,
@@ -68,6 +52,24 @@ from pageframe._core.meta import (
     u16,
     u32,
     u64,
+)
+from pageframe._core.frame import Frame, FrameRef, UFrame
+from pageframe._core.io import VmReader, VmWriter
+from pageframe._core.linked_list import Cursor, LinkedList
+from pageframe._core.memory import (
+    REF_COUNT_MAX,
+    REF_COUNT_UNIQUE,
+    REF_COUNT_UNUSED,
+    ArenaStats,
+    PhysicalMemory,
+)
+from pageframe._core.meta import (
+    FrameMeta,
+    Link,
+    MetaPageMeta,
+    ReservedMemoryMeta,
+    UntypedFrameMeta,
+    UnusableMemoryMeta,
 )
 from pageframe._core.segment import Segment, USegment
 from pageframe._core.unique import UniqueFrame

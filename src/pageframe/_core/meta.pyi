@@ -1,40 +1,12 @@
 # This Source Code Form is subject to the terms of the Mozilla Public
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
-from typing import Any, ClassVar, Self, SupportsIndex, TypeAlias, final
+from typing import Any, ClassVar, Self, SupportsIndex, final
 
 from typing_extensions import disjoint_base
 
+from pageframe._core.field_type import FieldType
 from pageframe._core.io import VmReader
-
-# What a type checker sees of a field annotated so. At run time these are `FieldType`s.
-u8: TypeAlias = int
-u16: TypeAlias = int
-u32: TypeAlias = int
-u64: TypeAlias = int
-i8: TypeAlias = int
-i16: TypeAlias = int
-i32: TypeAlias = int
-i64: TypeAlias = int
-f32: TypeAlias = float
-f64: TypeAlias = float
-bool_: TypeAlias = bool
-# Type checkers refuse `bytes_[16]` as an annotation; `Annotated[bytes, 16]` says the same.
-bytes_: Any
-
-@final
-class FieldType:
-    @property
-    def name(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def format(self) -> str: ...
-    @property
-    def atomic(self) -> bool: ...
-    @property
-    def alignment(self) -> int: ...
-    def __getitem__(self, size: int, /) -> FieldType: ...
 
 @final
 class Field:
@@ -57,15 +29,6 @@ class Atomic:
     def __index__(self) -> int: ...
     def __eq__(self, other: object, /) -> bool: ...
     __hash__: ClassVar[None]  # type: ignore[assignment]
-
-class atomic_u8(Atomic): ...
-class atomic_u16(Atomic): ...
-class atomic_u32(Atomic): ...
-class atomic_u64(Atomic): ...
-class atomic_i8(Atomic): ...
-class atomic_i16(Atomic): ...
-class atomic_i32(Atomic): ...
-class atomic_i64(Atomic): ...
 
 @final
 class MetaLayout:
