@@ -29,6 +29,8 @@ cdef class MetaView:
     cdef uint32_t list_id
     cdef uint32_t *list_alive   # of a list's element: the list's id, while the list lives
     cdef bint writable
+    cdef Py_ssize_t first       # the fields lie from here, behind the links of a list,
+    cdef Py_ssize_t room        # to here
 
 
 cdef MetaView view_slot(

@@ -108,6 +108,9 @@ cdef class Field:
     cdef inline unsigned char *address(self, MetaView view) except NULL:
         """Where the field lies in an instance of its class."""
         check_view(view)
+        # Where Python lets the class of an instance be changed, its storage stays as it was.
+        if self.offset < view.first or self.offset + self.type.size > view.room:
+            raise FrameTypeError(f"this was not made as a {type(view).__name__}: no field {self.name}")
         return view.data + self.offset
 
     cdef Field field_in(self, MetaView view):
@@ -242,6 +245,8 @@ cdef class MetaView:
         if self.own == NULL:
             raise MemoryError()
         self.data = self.own
+        self.first = LINK_SIZE if layout.flags & PF_LINKED else 0
+        self.room = layout.size
         self.writable = True
         for field in layout.fields:
             value = fields.pop(field.name, field.default)
@@ -646,6 +651,8 @@ cdef MetaView meta_value(Arena mem, object meta, uint32_t *type_id):
     if mem.a.type_info[type_id[0]].flags & PF_ARENA:
         raise FrameTypeError(f"{type(meta).__name__} is for the arena's own frames")
     check_view(<MetaView>meta)
+    if (<MetaView>meta).room < <Py_ssize_t>mem.a.type_info[type_id[0]].size:
+        raise FrameTypeError(f"this was not made as a {type(meta).__name__}")
     # A view may end before it is used, and has links that are not its copy's.
     return meta if (<MetaView>meta).own != NULL else own_copy(<MetaView>meta)
 
@@ -656,11 +663,15 @@ cdef MetaView own_copy(MetaView value):
     cdef MetaLayout layout = layout_of(type(value))
     cdef Py_ssize_t links = LINK_SIZE if layout.flags & PF_LINKED else 0
     check_view(value)
+    if value.room < layout.size:
+        raise FrameTypeError(f"this was not made as a {type(value).__name__}")
     copy = new_instance(type(value))
     copy.own = <unsigned char *>calloc(1, max(layout.size, 1))
     if copy.own == NULL:
         raise MemoryError()
     copy.data = copy.own
+    copy.first = links
+    copy.room = layout.size
     copy.writable = True
     memcpy(copy.own + links, value.data + links, layout.size - links)
     return copy
@@ -681,6 +692,8 @@ cdef MetaView view_slot(
         raise FrameGoneError("the frame has no metadata")
     view = new_instance(cls)
     view.data = &slot.storage[0]
+    view.first = LINK_SIZE if mem.a.type_info[slot.type_id].flags & PF_LINKED else 0
+    view.room = (1 << mem.a.slot_shift) - PF_SLOT_HEADER
     view.slot = slot
     view.arena = &mem.a
     view.guard = guard
