@@ -72,7 +72,7 @@ def frames_of(mem, start, size):
         "pf_slot.storage": STORAGE,
         "PF_SLOT_HEADER": STORAGE,
         "PF_SLOT_MAX": 256,
-        "sizeof(pf_header)": 384,
+        "sizeof(pf_header)": 576,
         "sizeof(pf_table)": 16,
         "pf_header.magic": 0,
         "pf_header.version": 8,
@@ -84,7 +84,7 @@ def frames_of(mem, start, size):
         "pf_header.type_capacity": 40,
         "pf_header.client_capacity": 44,
         "pf_header.tables": 48,
-        "pf_header.checksum": 160,
+        "pf_header.checksum": 216,
         "pf_header.type_count": 256,
         "pf_header.last_list_id": 320,
         "sizeof(pf_type)": 256,
@@ -153,16 +153,17 @@ def sizes(mem):
 
 
 def test_the_header_says_where_the_tables_are(mem, probe):
-    words = struct.unpack_from("=14Q", probe.arena_bytes(mem, 48, 112))
+    words = struct.unpack_from("=16Q", probe.arena_bytes(mem, 48, 128))
     assert list(zip(words[::2], words[1::2], strict=True)) == [(start, size) for _, start, size in mem.layout]
     assert [name for name, _, _ in mem.layout] == [
         "header",
         "types",
         "clients",
+        "tickets",
         "bits",
         "chunks",
         "slots",
-        "ledgers",
+        "areas",
     ]
 
 

@@ -233,7 +233,7 @@ def readings_table(result: DemoResult) -> Table:
     first, second = result.plain_first, result.plain_second
     frames = (result.first, result.second)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in ("plain, twice", "first, in frames", "second, in frames"):
         table.add_column(name, justify="right", no_wrap=True)
 

@@ -4,11 +4,12 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from pageframe._core.arena cimport Arena, pf_arena
+from pageframe._core.arena cimport pf_arena, pf_lane
 
 cdef int setup_bits(pf_arena *a) noexcept nogil
 cdef int reserve_frames(pf_arena *a, uint64_t first, uint64_t count) noexcept nogil
 
+cdef pf_lane *my_lane(pf_arena *a) noexcept nogil
 cdef int64_t claim_one(pf_arena *a) noexcept nogil
 cdef uint64_t claim_range(pf_arena *a, uint64_t first, uint64_t count) noexcept nogil
 cdef int64_t claim_run(pf_arena *a, uint64_t count, uint64_t align) noexcept nogil
@@ -20,3 +21,7 @@ cdef uint64_t next_bit(const pf_arena *a, uint64_t frame, uint64_t stop, bint ta
 cdef int64_t free_frames(const pf_arena *a) noexcept nogil
 cdef uint64_t longest_free_run(pf_arena *a) noexcept nogil
 cdef uint64_t trim(pf_arena *a) noexcept nogil
+cdef uint64_t take_kept_of(pf_arena *a, uint32_t client) noexcept nogil
+cdef void release_lane(pf_arena *a, uint32_t client, pf_lane *lane) noexcept nogil
+cdef void set_bit(pf_arena *a, uint64_t frame) noexcept nogil
+cdef void recount_chunks(pf_arena *a) noexcept nogil

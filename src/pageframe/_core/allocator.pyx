@@ -21,6 +21,10 @@ search, the bits decide.  The structure is that of LLFree (Wrenger et al.,
 "LLFree: Scalable and Optionally-Persistent Page-Frame Allocation", USENIX ATC
 2023), with one level of counters.
 
+In a shared arena bits are claimed and cleared one by one, each with its entry in
+the ledger (ledger.h), so that a process that is killed on the way leaves one frame
+a thread in doubt; in a private arena a whole word at a time.
+
 What was just given back is given out again: its memory is still in the cache.
 So a lane keeps one frame that its thread has given back: the bit stays set and
 the next allocation takes the frame from the lane.  Everybody else who can't find
@@ -34,10 +38,14 @@ bottom, so that long runs survive at the top.
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from pageframe._core.arena cimport (
-    PF_CHUNK, PF_CHUNK_SHIFT, PF_CHUNK_WORDS, pf_arena, pf_bytes_at, pf_chunk, pf_ctz, pf_highest,
-    pf_lane, pf_mask, pf_popcount, pf_slot_at, PF_LANES)
+    PF_CHUNK, PF_CHUNK_SHIFT, PF_CHUNK_WORDS, PF_LANES, PF_RESERVED_MEMORY, pf_arena, pf_bytes_at,
+    pf_chunk, pf_client_count, pf_client_used, pf_ctz, pf_highest, pf_lane, pf_lanes_of, pf_mask,
+    pf_popcount, pf_slot_at)
+from pageframe._core.ledger cimport (
+    PF_OP_CLAIM, PF_S_claim_bit, PF_S_claim_kept, PF_S_free_bit, PF_S_free_kept, PF_S_reap_chunk,
+    PF_S_take_kept, pf_ledger_claim, pf_ledger_free, pf_op_begin, pf_op_end, pf_step)
 from pageframe._core.slot cimport (
-    pf_add_relaxed_i32, pf_and_release_u64, pf_cas_acquire_u32, pf_cas_acquire_u64,
+    pf_add_relaxed_i32, pf_and_release_u64, pf_cas_acq_rel_u64, pf_cas_acquire_u32,
     pf_exchange_i32, pf_exchange_u64, pf_load_relaxed_i32, pf_load_relaxed_u32, pf_load_relaxed_u64,
     pf_store_relaxed_i32, pf_store_relaxed_u32, pf_store_relaxed_u64, pf_store_release_u64)
 
@@ -47,7 +55,7 @@ cdef extern from "lane.h" nogil:
 
 cdef extern from "<sys/mman.h>" nogil:
     int madvise(void *, size_t, int)
-    int MADV_DONTNEED
+    int MADV_DONTNEED, MADV_REMOVE
 
 cdef enum:
     WORD_SHIFT = 6
@@ -57,9 +65,14 @@ if pf_lane_setup() != 0:
     raise ImportError("no thread-specific key is left for the allocator's lanes")
 
 
-cdef inline pf_lane *my_lane(pf_arena *a) noexcept nogil:
+cdef pf_lane *my_lane(pf_arena *a) noexcept nogil:
     cdef int number = pf_lane_number()
     return &a.lanes[number] if number >= 0 else NULL
+
+
+cdef inline uint64_t frame_bit(uint64_t frame) noexcept nogil:
+    """The bit of a frame in its word."""
+    return 1ull << (frame & (WORD_BITS - 1))
 
 
 cdef inline void tally(pf_arena *a, pf_lane *lane, uint64_t word, int32_t frames) noexcept nogil:
@@ -87,43 +100,55 @@ cdef int reserve_frames(pf_arena *a, uint64_t first, uint64_t count) noexcept no
     """Take frames for good while the arena is being made."""
     cdef uint64_t frame
     for frame in range(first, first + count):
-        a.bits[frame >> WORD_SHIFT] |= 1ull << (frame & (WORD_BITS - 1))
+        a.bits[frame >> WORD_SHIFT] |= frame_bit(frame)
         a.chunks[frame >> PF_CHUNK_SHIFT].free -= 1
     return 0
 
 
 # -- single frames -----------------------------------------------------------------------------
 
-cdef inline int64_t claim_in_word(pf_arena *a, uint64_t word, uint64_t preferred) noexcept nogil:
+cdef inline int64_t claim_in_word(
+        pf_arena *a, pf_lane *lane, uint64_t word, uint64_t preferred) noexcept nogil:
     """Claim a free frame of a word, the preferred bit if it is free."""
     cdef uint64_t *p = &a.bits[word]
     cdef uint64_t old = pf_load_relaxed_u64(p)
-    cdef uint64_t bit
+    cdef uint64_t bit, frame
     while ~old:
         bit = preferred & ~old
         if bit == 0:
             bit = ~old & (old + 1)      # the lowest free one
-        if pf_cas_acquire_u64(p, old, old | bit):
-            return (word << WORD_SHIFT) + pf_ctz(bit)
+        frame = (word << WORD_SHIFT) + pf_ctz(bit)
+        pf_op_begin(a, lane, PF_OP_CLAIM, frame)
+        pf_step(PF_S_claim_bit)
+        # Acquire: what the last owner wrote.  Release: our operation in progress.
+        if pf_cas_acq_rel_u64(p, old, old | bit):
+            pf_ledger_claim(a, lane, frame)
+            return frame
         old = pf_load_relaxed_u64(p)
+    pf_op_end(a, lane)
     return -1
 
 
-cdef int64_t claim_in_chunk(pf_arena *a, uint64_t chunk) noexcept nogil:
+cdef int64_t claim_in_chunk(pf_arena *a, pf_lane *lane, uint64_t chunk) noexcept nogil:
     cdef uint64_t word
     cdef int64_t frame
     for word in range(chunk * PF_CHUNK_WORDS, (chunk + 1) * PF_CHUNK_WORDS):
-        frame = claim_in_word(a, word, 0)
+        frame = claim_in_word(a, lane, word, 0)
         if frame >= 0:
             return frame
     return -1
+
+
+cdef inline uint32_t lane_id(const pf_arena *a, const pf_lane *lane) noexcept nogil:
+    """The number of a lane of this process among those of all clients; from 1."""
+    return a.client * PF_LANES + <uint32_t>(lane - a.lanes) + 1
 
 
 cdef bint lane_reserve(pf_arena *a, pf_lane *lane, uint64_t chunk) noexcept nogil:
     """Make a chunk the lane's own, unless another lane has it."""
     cdef pf_chunk *c
     # Who has a chunk reserved is a hint like the counters; the bits alone give frames.
-    if not pf_cas_acquire_u32(&a.chunks[chunk].lane, 0, <uint32_t>(lane - a.lanes) + 1):
+    if not pf_cas_acquire_u32(&a.chunks[chunk].lane, 0, lane_id(a, lane)):
         return False
     if lane.chunk:
         c = &a.chunks[lane.chunk - 1]
@@ -132,6 +157,18 @@ cdef bint lane_reserve(pf_arena *a, pf_lane *lane, uint64_t chunk) noexcept nogi
     pf_store_relaxed_u32(&lane.chunk, chunk + 1)
     pf_store_relaxed_i32(&lane.free, pf_exchange_i32(&a.chunks[chunk].free, 0))
     return True
+
+
+cdef void release_lane(pf_arena *a, uint32_t client, pf_lane *lane) noexcept nogil:
+    """Give up the chunk that a lane has reserved, of a client that goes."""
+    cdef pf_chunk *c
+    if 0 < lane.chunk <= a.chunk_count:
+        c = &a.chunks[lane.chunk - 1]
+        pf_step(PF_S_reap_chunk)
+        if pf_cas_acquire_u32(&c.lane, client * PF_LANES + <uint32_t>(lane - pf_lanes_of(a, client)) + 1, 0):
+            pf_add_relaxed_i32(&c.free, lane.free)
+    lane.chunk = 0
+    lane.free = 0
 
 
 cdef int64_t claim_searching(pf_arena *a, pf_lane *lane) noexcept nogil:
@@ -146,12 +183,12 @@ cdef int64_t claim_searching(pf_arena *a, pf_lane *lane) noexcept nogil:
             pf_store_relaxed_i32(
                 &lane.free, lane.free + pf_exchange_i32(&a.chunks[start].free, 0))
             if lane.free > 0:
-                frame = claim_in_chunk(a, start)
+                frame = claim_in_chunk(a, lane, start)
                 if frame >= 0:
                     return frame
         else:
             # Lanes begin far from each other, so that their counters don't share a line.
-            start = <uint64_t>(lane - a.lanes) * 7 * a.chunk_count // 64 % a.chunk_count
+            start = (<uint64_t>lane_id(a, lane) - 1) * 7 * a.chunk_count // 64 % a.chunk_count
         for i in range(a.chunk_count):
             chunk = start + i
             if chunk >= a.chunk_count:
@@ -159,7 +196,7 @@ cdef int64_t claim_searching(pf_arena *a, pf_lane *lane) noexcept nogil:
             if (pf_load_relaxed_i32(&a.chunks[chunk].free) > 0
                     and pf_load_relaxed_u32(&a.chunks[chunk].lane) == 0
                     and lane_reserve(a, lane, chunk)):
-                frame = claim_in_chunk(a, chunk)
+                frame = claim_in_chunk(a, lane, chunk)
                 if frame >= 0:
                     return frame
     while True:
@@ -167,7 +204,7 @@ cdef int64_t claim_searching(pf_arena *a, pf_lane *lane) noexcept nogil:
             chunk = start + i
             if chunk >= a.chunk_count:
                 chunk -= a.chunk_count
-            frame = claim_in_chunk(a, chunk)
+            frame = claim_in_chunk(a, lane, chunk)
             if frame >= 0:
                 return frame
         if take_kept(a) == 0:
@@ -181,14 +218,17 @@ cdef int64_t claim_one(pf_arena *a) noexcept nogil:
     cdef uint64_t kept
     cdef int64_t frame
     if lane != NULL:
-        if pf_load_relaxed_u64(&lane.kept):
+        kept = pf_load_relaxed_u64(&lane.kept)
+        if kept - 1 < a.frames:
+            pf_op_begin(a, lane, PF_OP_CLAIM, kept - 1)
+            pf_step(PF_S_claim_kept)
             # Acquire pairs with the release in give_back(); an exchange, since
             # others may take the frame at the same time.
-            kept = pf_exchange_u64(&lane.kept, 0)
-            if kept:
+            if pf_exchange_u64(&lane.kept, 0) == kept:
+                pf_ledger_claim(a, lane, kept - 1)
                 return kept - 1
-        hint = lane.hint
-    frame = claim_in_word(a, hint >> WORD_SHIFT, 1ull << (hint & (WORD_BITS - 1)))
+        hint = min(lane.hint, a.frames - 1)
+    frame = claim_in_word(a, lane, hint >> WORD_SHIFT, frame_bit(hint))
     if frame < 0:
         frame = claim_searching(a, lane)
         if frame < 0:
@@ -203,22 +243,43 @@ cdef void give_back(pf_arena *a, uint64_t frame) noexcept nogil:
     """Give back a frame whose slot is UNUSED: the lane keeps it, or its bit is cleared."""
     cdef pf_lane *lane = my_lane(a)
     if lane != NULL and pf_load_relaxed_u64(&lane.kept) == 0:
+        pf_ledger_free(a, lane, frame)
+        pf_step(PF_S_free_kept)
         # Release: whoever takes the frame sees its slot as we left it.
         pf_store_release_u64(&lane.kept, frame + 1)
+        pf_op_end(a, lane)
     else:
-        give_back_mask(a, frame >> WORD_SHIFT, 1ull << (frame & (WORD_BITS - 1)))
+        give_back_mask(a, frame >> WORD_SHIFT, frame_bit(frame))
 
 
 cdef uint64_t take_kept(pf_arena *a) noexcept nogil:
-    """Give back the frames that lanes keep; returns how many there were."""
+    """Give back the frames that lanes keep, of all clients; returns how many there were."""
     cdef uint64_t taken = 0
-    cdef uint64_t i, kept
+    cdef uint32_t client
+    for client in range(pf_client_count(a)):
+        if pf_client_used(a, client):
+            taken += take_kept_of(a, client)
+    return taken
+
+
+cdef uint64_t take_kept_of(pf_arena *a, uint32_t client) noexcept nogil:
+    cdef uint64_t taken = 0
+    cdef uint64_t kept
+    cdef uint32_t i
+    cdef pf_lane *mine = my_lane(a)
+    cdef pf_lane *lane
     for i in range(PF_LANES):
-        if pf_load_relaxed_u64(&a.lanes[i].kept):
-            kept = pf_exchange_u64(&a.lanes[i].kept, 0)
-            if kept:
-                give_back_mask(a, (kept - 1) >> WORD_SHIFT, 1ull << ((kept - 1) & (WORD_BITS - 1)))
-                taken += 1
+        lane = &pf_lanes_of(a, client)[i]
+        kept = pf_load_relaxed_u64(&lane.kept)
+        if kept - 1 >= a.frames:
+            continue
+        pf_op_begin(a, mine, PF_OP_CLAIM, kept - 1)
+        pf_step(PF_S_take_kept)
+        kept = pf_exchange_u64(&lane.kept, 0)
+        if kept - 1 < a.frames:
+            clear_bits(a, mine, (kept - 1) >> WORD_SHIFT, frame_bit(kept - 1))
+            taken += 1
+        pf_op_end(a, mine)
     return taken
 
 
@@ -228,20 +289,48 @@ cdef bint claim_mask(pf_arena *a, uint64_t word, uint64_t mask) noexcept nogil:
     """Claim all of a mask's frames, or none."""
     cdef uint64_t *p = &a.bits[word]
     cdef uint64_t old = pf_load_relaxed_u64(p)
-    while old & mask == 0:
-        if pf_cas_acquire_u64(p, old, old | mask):
-            tally(a, my_lane(a), word, -<int32_t>pf_popcount(mask))
-            return True
+    cdef uint64_t left = mask
+    cdef uint64_t bit, frame
+    cdef pf_lane *lane = my_lane(a)
+    while old & left == 0:
+        bit = left if a.ledger == NULL else left & -left
+        frame = (word << WORD_SHIFT) + pf_ctz(bit)
+        pf_op_begin(a, lane, PF_OP_CLAIM, frame)
+        pf_step(PF_S_claim_bit)
+        if pf_cas_acq_rel_u64(p, old, old | bit):
+            pf_ledger_claim(a, lane, frame)
+            left ^= bit
+            if left == 0:
+                tally(a, lane, word, -<int32_t>pf_popcount(mask))
+                return True
         old = pf_load_relaxed_u64(p)
+    pf_op_end(a, lane)
+    if left != mask:
+        tally(a, lane, word, -<int32_t>pf_popcount(mask ^ left))
+        give_back_mask(a, word, mask ^ left)
     return False
+
+
+cdef void clear_bits(pf_arena *a, pf_lane *lane, uint64_t word, uint64_t mask) noexcept nogil:
+    """Make claimed frames free for anybody."""
+    pf_step(PF_S_free_bit)
+    pf_and_release_u64(&a.bits[word], ~mask)
+    tally(a, lane, word, pf_popcount(mask))
 
 
 cdef void give_back_mask(pf_arena *a, uint64_t word, uint64_t mask) noexcept nogil:
     cdef pf_lane *lane = my_lane(a)
-    pf_and_release_u64(&a.bits[word], ~mask)
-    tally(a, lane, word, pf_popcount(mask))
+    cdef uint64_t left = mask
     if lane != NULL:
         pf_store_relaxed_u64(&lane.hint, (word << WORD_SHIFT) + pf_ctz(mask))
+    if a.ledger == NULL:
+        clear_bits(a, lane, word, mask)
+        return
+    while left:
+        pf_ledger_free(a, lane, (word << WORD_SHIFT) + pf_ctz(left))
+        clear_bits(a, lane, word, left & -left)
+        pf_op_end(a, lane)
+        left &= left - 1
 
 
 cdef inline uint64_t word_mask(uint64_t frame, uint64_t stop) noexcept nogil:
@@ -344,43 +433,64 @@ cdef uint64_t claim_round(pf_arena *a, uint64_t count, uint64_t *frames) noexcep
     """Claim frames a word at a time, once round from the frame given back last."""
     cdef pf_lane *lane = my_lane(a)
     cdef uint64_t words = a.chunk_count * PF_CHUNK_WORDS
-    cdef uint64_t word = (lane.hint if lane != NULL else 0) >> WORD_SHIFT
+    cdef uint64_t word = (min(lane.hint, a.frames - 1) if lane != NULL else 0) >> WORD_SHIFT
     cdef uint64_t got = 0
-    cdef uint64_t _i, old, take
+    cdef uint64_t _i, take
     for _i in range(words + 1):
         if got == count:
             break
-        old = pf_load_relaxed_u64(&a.bits[word])
-        while ~old:
-            take = ~old
-            while pf_popcount(take) > count - got:     # keep the lowest ones
-                take ^= pf_highest(take)
-            if pf_cas_acquire_u64(&a.bits[word], old, old | take):
-                tally(a, lane, word, -<int32_t>pf_popcount(take))
-                while take:
-                    frames[got] = (word << WORD_SHIFT) + pf_ctz(take)
-                    got += 1
-                    take &= take - 1
-                break
-            old = pf_load_relaxed_u64(&a.bits[word])
+        take = claim_any(a, lane, word, count - got)
+        while take:
+            frames[got] = (word << WORD_SHIFT) + pf_ctz(take)
+            got += 1
+            take &= take - 1
         word += 1
         if word == words:
             word = 0
     return got
 
 
+cdef uint64_t claim_any(pf_arena *a, pf_lane *lane, uint64_t word, uint64_t count) noexcept nogil:
+    """Claim free frames of a word, the lowest ones if it has more than are wanted."""
+    cdef uint64_t *p = &a.bits[word]
+    cdef uint64_t old = pf_load_relaxed_u64(p)
+    cdef uint64_t got = 0
+    cdef uint64_t take, frame
+    while ~old and pf_popcount(got) < count:
+        take = ~old
+        if a.ledger != NULL:
+            take &= -take
+        while pf_popcount(take) > count:
+            take ^= pf_highest(take)
+        frame = (word << WORD_SHIFT) + pf_ctz(take)
+        pf_op_begin(a, lane, PF_OP_CLAIM, frame)
+        pf_step(PF_S_claim_bit)
+        if pf_cas_acq_rel_u64(p, old, old | take):
+            pf_ledger_claim(a, lane, frame)
+            got |= take
+            if a.ledger == NULL:
+                break
+        old = pf_load_relaxed_u64(p)
+    pf_op_end(a, lane)
+    if got:
+        tally(a, lane, word, -<int32_t>pf_popcount(got))
+    return got
+
+
 # -- the whole arena ---------------------------------------------------------------------------
 
 cdef int64_t free_frames(const pf_arena *a) noexcept nogil:
-    """Free frames by the counters: exact at rest."""
-    cdef int64_t total = 0
-    cdef uint64_t i
-    for i in range(a.chunk_count):
-        total += pf_load_relaxed_i32(&a.chunks[i].free)
-    for i in range(PF_LANES):
-        total += pf_load_relaxed_i32(&a.lanes[i].free)
-        total += pf_load_relaxed_u64(&a.lanes[i].kept) != 0
-    return max(total, 0)
+    """Free frames by the bits, and those that lanes keep: exact at rest."""
+    cdef uint64_t total = 0
+    cdef uint64_t word
+    cdef uint32_t client, i
+    for word in range(a.chunk_count * PF_CHUNK_WORDS):
+        total += pf_popcount(~pf_load_relaxed_u64(&a.bits[word]))
+    for client in range(pf_client_count(a)):
+        if pf_client_used(a, client):
+            for i in range(PF_LANES):
+                total += pf_load_relaxed_u64(&pf_lanes_of(a, client)[i].kept) != 0
+    return total
 
 
 cdef uint64_t longest_free_run(pf_arena *a) noexcept nogil:
@@ -399,19 +509,52 @@ cdef uint64_t trim(pf_arena *a) noexcept nogil:
     """Give the memory of free frames back to the system; returns how many frames.
 
     Claims a run, a chunk at the most, while its memory goes: nobody gets a frame
-    of it in between, and few frames are away at any time.
+    of it in between, and few frames are away at any time.  Memory that a file system
+    has set aside for the arena stays with it, or there might be none left when the
+    frames are used again.
     """
     cdef uint64_t trimmed = 0
     cdef uint64_t start, stop, frame
+    cdef int advice = MADV_DONTNEED if a.ledger == NULL else MADV_REMOVE
     take_kept(a)
+    if a.header.flags & PF_RESERVED_MEMORY:
+        return 0
     start = next_bit(a, 0, a.frames, False)
     while start < a.frames:
         stop = next_bit(a, start, min(a.frames, start + PF_CHUNK), True)
         if claim_range(a, start, stop - start) == stop - start:
-            if madvise(pf_bytes_at(a, start), (stop - start) << a.page_shift, MADV_DONTNEED) == 0:
+            if madvise(pf_bytes_at(a, start), (stop - start) << a.page_shift, advice) == 0:
                 for frame in range(start, stop):
                     trimmed += pf_slot_at(a, frame).type_id != 0
                     pf_slot_at(a, frame).type_id = 0
             give_back_range(a, start, stop - start)
         start = next_bit(a, stop, a.frames, False)
     return trimmed
+
+
+cdef void set_bit(pf_arena *a, uint64_t frame) noexcept nogil:
+    """Take a frame that is in use out of what can be claimed."""
+    cdef uint64_t *p = &a.bits[frame >> WORD_SHIFT]
+    cdef uint64_t old = pf_load_relaxed_u64(p)
+    while not old & frame_bit(frame) and not pf_cas_acq_rel_u64(p, old, old | frame_bit(frame)):
+        old = pf_load_relaxed_u64(p)
+
+
+cdef void recount_chunks(pf_arena *a) noexcept nogil:
+    """Set the counters by the bits; nobody may be at work."""
+    cdef uint64_t chunk, word
+    cdef int32_t counted
+    cdef uint32_t owner
+    for chunk in range(a.chunk_count):
+        counted = 0
+        for word in range(chunk * PF_CHUNK_WORDS, (chunk + 1) * PF_CHUNK_WORDS):
+            counted += <int32_t>pf_popcount(~pf_load_relaxed_u64(&a.bits[word]))
+        owner = pf_load_relaxed_u32(&a.chunks[chunk].lane)
+        if owner:
+            owner -= 1
+            if (owner < pf_client_count(a) * PF_LANES and pf_client_used(a, owner // PF_LANES)
+                    and pf_lanes_of(a, owner // PF_LANES)[owner % PF_LANES].chunk == chunk + 1):
+                counted -= pf_lanes_of(a, owner // PF_LANES)[owner % PF_LANES].free
+            else:
+                pf_store_relaxed_u32(&a.chunks[chunk].lane, 0)
+        pf_store_relaxed_i32(&a.chunks[chunk].free, counted)

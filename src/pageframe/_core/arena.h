@@ -4,11 +4,14 @@
 
 /* What lies in an arena, and how this process finds it.
  *
- *   paddr 0: header | type registry | clients | bitfield | chunks | slots | ledgers
+ *   paddr 0: header | type registry | clients | tickets | bitfield | chunks | slots
+ *   behind the last frame, in a shared arena: one area a client: its lanes, its ledger
  *
  * Everything in the arena is an offset or an index.  The header is at paddr 0;
  * the early allocator places the other tables in usable regions and the header
- * says where.  `pf_arena` is this process's own view: the only pointers.
+ * says where.  The areas of the clients are sparse, so they take no frames: a
+ * page of one exists once its client has written there.  `pf_arena` is this
+ * process's own view: the only pointers.
  */
 #ifndef PAGEFRAME_ARENA_H
 #define PAGEFRAME_ARENA_H
@@ -29,10 +32,11 @@ enum {
     PF_TABLE_HEADER,
     PF_TABLE_TYPES,
     PF_TABLE_CLIENTS,
+    PF_TABLE_TICKETS,
     PF_TABLE_BITS,
     PF_TABLE_CHUNKS,
     PF_TABLE_SLOTS,
-    PF_TABLE_LEDGERS,
+    PF_TABLE_AREAS,
     PF_TABLES
 };
 
@@ -53,20 +57,53 @@ typedef struct {
     uint32_t type_capacity;
     uint32_t client_capacity;
     pf_table tables[PF_TABLES];
-    uint64_t checksum; /* FNV-1a over everything above */
-    unsigned char pad[256 - 168];
+    unsigned char id[16];     /* of a shared arena: random, no other has it */
+    uint64_t own_frames;      /* frames of the tables and of reserved and bad regions */
+    uint64_t area_size;       /* bytes of a client's area */
+    uint32_t ticket_capacity;
+    uint32_t flags;
+    uint64_t checksum;        /* FNV-1a over everything above */
+    unsigned char pad[256 - 224];
     /* Changes while the arena lives, each on a cache line of its own. */
     uint32_t type_count;
     unsigned char pad2[60];
     uint32_t last_list_id;
     unsigned char pad3[60];
+    uint64_t last_ticket;     /* serial number */
+    unsigned char pad4[56];
+    uint32_t orphans;         /* frames whose on_drop waits for a process that knows the type */
+    unsigned char pad5[60];
+    uint64_t ticket_ttl;      /* nanoseconds that a ticket holds its frames */
+    uint32_t gone;            /* the last client has left and taken the arena with it */
+    unsigned char pad6[52];
 } pf_header;
 
 _Static_assert(offsetof(pf_header, tables) == 48, "no padding before the tables");
-_Static_assert(offsetof(pf_header, checksum) == 160, "tables are 7 * 16 bytes");
+_Static_assert(offsetof(pf_header, checksum) == 216, "tables are 8 * 16 bytes");
 _Static_assert(offsetof(pf_header, type_count) == 256, "own cache line");
 _Static_assert(offsetof(pf_header, last_list_id) == 320, "own cache line");
+_Static_assert(offsetof(pf_header, last_ticket) == 384, "own cache line");
+_Static_assert(offsetof(pf_header, orphans) == 448, "own cache line");
+_Static_assert(offsetof(pf_header, ticket_ttl) == 512, "own cache line");
 _Static_assert(sizeof(pf_header) <= PF_TABLE_ALIGN, "the header fits its place");
+
+/* Flags of an arena. */
+#define PF_UNLINK_ON_LAST 1u /* its name goes with its last client */
+#define PF_RESERVED_MEMORY 2u /* the file system has set aside all memory that is used */
+
+/* A process that uses the arena.  Its lock on this record (backing.py), not this
+ * record, says that it lives. */
+typedef struct {
+    uint32_t state;   /* PF_CLIENT_FREE or PF_CLIENT_USED */
+    uint32_t pid;
+    uint64_t started; /* nanoseconds since the epoch */
+    char name[112];
+} pf_client;
+
+_Static_assert(sizeof(pf_client) == 128, "two cache lines");
+
+#define PF_CLIENT_FREE 0u
+#define PF_CLIENT_USED 1u
 
 #define PF_TYPE_NAME 224
 
@@ -86,8 +123,10 @@ _Static_assert(sizeof(pf_type) == 256, "a registry entry");
 #define PF_LINKED 2u
 #define PF_ON_DROP 4u
 #define PF_ARENA 8u /* the arena's own: holds a count that nobody can drop */
+#define PF_OPAQUE 16u /* this process has no class for it; never in the registry */
 
-/* Those that every process must agree on. */
+/* Those that every process must agree on.  The registry has PF_ON_DROP, too, once
+ * any process has registered a class that has one. */
 #define PF_REGISTERED (PF_UNTYPED | PF_LINKED | PF_ARENA)
 
 /* 512 frames: their bits are one cache line. */
@@ -111,12 +150,34 @@ typedef struct {
     uint64_t hint;  /* frame whose bit was cleared last: still warm in the cache */
     uint32_t chunk; /* reserved chunk + 1; 0: none */
     int32_t free;   /* its free frames, as far as counted here */
-    unsigned char pad[40];
+    uint64_t op;    /* operation in progress, of a shared arena: ledger.h */
+    unsigned char pad[32];
 } pf_lane;
 
 _Static_assert(sizeof(pf_lane) == 64, "a lane is a cache line");
 
 #define PF_LANES 64
+#define PF_LANES_SIZE (PF_LANES * sizeof(pf_lane))
+
+_Static_assert(PF_LANES_SIZE % PF_TABLE_ALIGN == 0, "a ledger begins on a page of its own");
+
+/* A message in transit, which holds its frames: ticket.pyx. */
+typedef struct {
+    uint64_t word;    /* serial number << 24 | owner << 8 | state */
+    uint64_t first;   /* the first frame; or the first of a run that lists the frames */
+    uint64_t count;   /* frames of the message */
+    uint64_t done;    /* frames that the owner has dealt with in this state */
+    uint64_t expires; /* CLOCK_BOOTTIME, nanoseconds */
+    uint64_t started; /* when the sender did, as in its pf_client */
+    uint32_t pid;     /* of the sender */
+    uint32_t listed;  /* frames of the list; 0: the message is a run of frames */
+    uint64_t reserved;
+} pf_ticket;
+
+_Static_assert(sizeof(pf_ticket) == 64, "a ticket is a cache line");
+
+/* Type numbers are below this; what a damaged slot says is cut down to it. */
+#define PF_TYPE_LIMIT 128
 
 /* What nogil code needs to know of a type, by type id. */
 typedef struct {
@@ -124,7 +185,7 @@ typedef struct {
     uint32_t flags;
 } pf_type_info;
 
-typedef struct {
+typedef struct pf_arena {
     unsigned char *base;   /* paddr 0 */
     uint64_t size;
     uint64_t frames;
@@ -138,10 +199,36 @@ typedef struct {
     uint64_t *bits;
     pf_chunk *chunks;
     unsigned char *slots;
-    pf_lane *lanes;        /* process-local while the arena is private */
+    pf_lane *lanes;        /* of this client; of a private arena memory of the process */
     uint32_t *raw;         /* raw references of this process, by frame */
-    pf_type_info *type_info;
+    uint32_t types_known;  /* type numbers below this are in type_info */
+    pf_type_info type_info[PF_TYPE_LIMIT];
+    /* Of a shared arena only. */
+    uint32_t *ledger;      /* references of this client, by frame; NULL: the arena is private */
+    unsigned char *areas;
+    pf_client *clients;
+    pf_ticket *tickets;
+    uint32_t client;       /* number of this client */
+    uint32_t epoch;        /* forks that led to this process since it was mapped */
+    pf_lane *(*my_lane)(struct pf_arena *); /* the calling thread's, or NULL: allocator.pyx */
 } pf_arena;
+
+/* Private arenas are their own only client. */
+static inline uint32_t pf_client_count(const pf_arena *a) {
+    return a->clients ? a->header->client_capacity : 1;
+}
+
+static inline int pf_client_used(const pf_arena *a, uint32_t client) {
+    return !a->clients || pf_load_relaxed_u32(&a->clients[client].state) != PF_CLIENT_FREE;
+}
+
+static inline pf_lane *pf_lanes_of(const pf_arena *a, uint32_t client) {
+    return a->clients ? (pf_lane *)(a->areas + client * a->header->area_size) : a->lanes;
+}
+
+static inline uint32_t *pf_ledger_of(const pf_arena *a, uint32_t client) {
+    return (uint32_t *)(a->areas + client * a->header->area_size + PF_LANES_SIZE);
+}
 
 static inline pf_slot *pf_slot_at(const pf_arena *a, uint64_t frame) {
     return (pf_slot *)(a->slots + (frame << a->slot_shift));
@@ -156,7 +243,7 @@ static inline unsigned char *pf_bytes_at(const pf_arena *a, uint64_t frame) {
 }
 
 static inline uint32_t pf_type_flags(const pf_arena *a, const pf_slot *s) {
-    return a->type_info[s->type_id].flags;
+    return a->type_info[s->type_id & (PF_TYPE_LIMIT - 1)].flags;
 }
 
 /* FNV-1a, 64 bits: http://www.isthe.com/chongo/tech/comp/fnv/ */

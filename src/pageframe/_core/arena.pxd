@@ -16,21 +16,29 @@ cdef extern from "arena.h" nogil:
         PF_TABLE_HEADER
         PF_TABLE_TYPES
         PF_TABLE_CLIENTS
+        PF_TABLE_TICKETS
         PF_TABLE_BITS
         PF_TABLE_CHUNKS
         PF_TABLE_SLOTS
-        PF_TABLE_LEDGERS
+        PF_TABLE_AREAS
         PF_TABLES
         PF_TYPE_NAME
         PF_UNTYPED
         PF_LINKED
         PF_ON_DROP
         PF_ARENA
+        PF_OPAQUE
         PF_REGISTERED
         PF_CHUNK
         PF_CHUNK_SHIFT
         PF_CHUNK_WORDS
         PF_LANES
+        PF_LANES_SIZE
+        PF_TYPE_LIMIT
+        PF_UNLINK_ON_LAST
+        PF_RESERVED_MEMORY
+        PF_CLIENT_FREE
+        PF_CLIENT_USED
     const uint64_t PF_MAGIC
     const uint32_t PF_BYTE_ORDER
 
@@ -48,10 +56,35 @@ cdef extern from "arena.h" nogil:
         uint32_t slot_size
         uint32_t type_capacity
         uint32_t client_capacity
-        pf_table tables[7]
+        pf_table tables[8]
+        unsigned char id[16]
+        uint64_t own_frames
+        uint64_t area_size
+        uint32_t ticket_capacity
+        uint32_t flags
         uint64_t checksum
         uint32_t type_count
         uint32_t last_list_id
+        uint64_t last_ticket
+        uint32_t orphans
+        uint64_t ticket_ttl
+        uint32_t gone
+
+    ctypedef struct pf_client:
+        uint32_t state
+        uint32_t pid
+        uint64_t started
+        char name[112]
+
+    ctypedef struct pf_ticket:
+        uint64_t word
+        uint64_t first
+        uint64_t count
+        uint64_t done
+        uint64_t expires
+        uint64_t started
+        uint32_t pid
+        uint32_t listed
 
     ctypedef struct pf_type:
         uint64_t fingerprint
@@ -68,6 +101,7 @@ cdef extern from "arena.h" nogil:
         uint64_t hint
         uint32_t chunk
         int32_t free
+        uint64_t op
 
     ctypedef struct pf_type_info:
         uint32_t size
@@ -89,8 +123,20 @@ cdef extern from "arena.h" nogil:
         unsigned char *slots
         pf_lane *lanes
         uint32_t *raw
-        pf_type_info *type_info
+        uint32_t types_known
+        pf_type_info type_info[128]
+        uint32_t *ledger
+        unsigned char *areas
+        pf_client *clients
+        pf_ticket *tickets
+        uint32_t client
+        uint32_t epoch
+        pf_lane *(*my_lane)(pf_arena *) noexcept nogil
 
+    uint32_t pf_client_count(const pf_arena *)
+    bint pf_client_used(const pf_arena *, uint32_t)
+    pf_lane *pf_lanes_of(const pf_arena *, uint32_t)
+    uint32_t *pf_ledger_of(const pf_arena *, uint32_t)
     pf_slot *pf_slot_at(const pf_arena *, uint64_t)
     uint64_t pf_frame_of(const pf_arena *, const pf_slot *)
     unsigned char *pf_bytes_at(const pf_arena *, uint64_t)
@@ -119,13 +165,29 @@ cdef class Arena:
     cdef void *mapping
     cdef size_t mapping_size
     cdef size_t raw_size
+    cdef bint raw_used      # whether a raw reference was ever given out
+    cdef void *own_lanes
+    cdef str why_closed
+    # Of a shared arena.
+    cdef int fd             # holds the lock of this client; -1: the arena is private
+    cdef uint64_t span      # bytes of the file
+    cdef object path        # of its name; None: it has none
+    cdef object reaping     # lock of the threads of this process that reap
+    cdef int child_fd       # while this process forks: holds the lock of the child's client
+    cdef int64_t child      # its number
+    cdef int working        # bulk operations of this process that run without the interpreter lock
 
-    cdef int map(self, uint64_t size, uint64_t page_size, uint64_t slot_size,
-                 bint populate) except -1
+    cdef int map_private(self, uint64_t size, uint64_t page_size, uint64_t slot_size) except -1
+    cdef int map_shared(self, int fd, uint64_t size, uint64_t areas, uint64_t page_size,
+                        uint64_t slot_size) except -1
+    cdef int set_geometry(self, uint64_t size, uint64_t page_size, uint64_t slot_size) except -1
     cdef int populate(self, uint64_t size) except -1
-    cdef int place_tables(self, object early, uint32_t types) except -1
+    cdef int place_tables(self, object early, uint32_t types, object sharing) except -1
+    cdef int find_tables(self) except -1
+    cdef void seal_header(self, uint64_t own_frames) noexcept
     cdef int release_memory(self) except -1
     cdef int check_open(self) except -1
+    cdef bint make_room(self) except -1
     cdef int64_t frame_at(self, object paddr) except -1
     cdef int64_t frame_stop(self, object paddr) except -1
 

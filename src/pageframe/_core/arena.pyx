@@ -4,14 +4,17 @@
 
 """The memory of an arena: mapping it, laying it out, finding frames in it.
 
+A private arena is anonymous memory of this process; a shared one is a file
+(backing.py) that every process maps, at whatever address.
+
 An arena is one range of bytes.  A physical address (``paddr``) is an offset
 into it and a frame number is ``paddr / page size``; paddr, slot and bytes of a
 frame follow from one another by arithmetic (arena.h).  The tables of the arena
 lie in frames of the arena, at places that the early allocator chooses and the
 header records.
 
-Closing an arena gives its memory back to the system but keeps the range of
-addresses until the last Python object that refers to the arena is gone.  So a
+Closing an arena gives its memory back to the system (or lets go of the file) but
+keeps the range of addresses until the last Python object that refers to the arena is gone.  So a
 thread that still runs an operation when another closes the arena meets zeroes,
 never an unmapped page.
 """
@@ -23,8 +26,9 @@ from cpython.number cimport PyNumber_Index
 from cpython.long cimport PyLong_AsUnsignedLongLong
 from libc.errno cimport EINVAL, errno
 from libc.stdlib cimport calloc, free
-from libc.string cimport strerror
+from libc.string cimport memcpy, strerror
 
+from pageframe._core import backing
 from pageframe._core.errors import ArenaClosedError, NotAlignedError, OutOfBoundError
 from pageframe._core.slot cimport (
     PF_UNUSED, pf_add_relaxed_u32, pf_sub_relaxed_u32)
@@ -39,19 +43,24 @@ cdef extern from * nogil:
     void *mmap(void *, size_t, int, int, int, long)
     int munmap(void *, size_t)
     int madvise(void *, size_t, int)
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_DONTNEED
+    int PROT_NONE, PROT_READ, PROT_WRITE, MADV_DONTNEED
+    int MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED
     int MADV_POPULATE_WRITE
     void *MAP_FAILED
 
-TABLE_NAMES = ("header", "types", "clients", "bits", "chunks", "slots", "ledgers")
+cdef extern from "<unistd.h>" nogil:
+    int close(int)
 
 
-cdef void *map_anonymous(size_t size, int flags) except NULL:
-    cdef void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0)
+cdef void *map_memory(void *at, size_t size, int protection, int flags, int fd) except NULL:
+    cdef void *p = mmap(at, size, protection, flags, fd, 0)
     if p == MAP_FAILED:
         raise MemoryError(f"can't map {size} bytes: {strerror(errno).decode()}")
     return p
+
+
+cdef void *map_anonymous(size_t size, int flags) except NULL:
+    return map_memory(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1)
 
 
 cdef object plain_int(object value):
@@ -73,39 +82,57 @@ cdef class Arena:
         self.known_classes = []
         self.list_ids = []
         self.tables = ()
+        self.fd = self.child_fd = -1
+        self.a.client = <uint32_t>-1
 
     def __dealloc__(self):
         if self.mapping != NULL:
             munmap(self.mapping, self.mapping_size)
         if self.a.raw != NULL:
             munmap(self.a.raw, self.raw_size)
-        free(self.a.lanes)
-        free(self.a.type_info)
+        free(self.own_lanes)
+        if self.fd >= 0:
+            close(self.fd)
 
-    cdef int map(self, uint64_t size, uint64_t page_size, uint64_t slot_size,
-                 bint populate) except -1:
-        """Map private memory; paddr 0 is aligned to the page size."""
-        cdef uint64_t frames = size // page_size
-        cdef size_t address
+    cdef int map_private(self, uint64_t size, uint64_t page_size, uint64_t slot_size) except -1:
+        """Map memory of this process alone; paddr 0 is aligned to the page size."""
         if self.mapping != NULL:
             raise TypeError("this arena is initialised already")
         self.mapping_size = size + page_size
         self.mapping = map_anonymous(self.mapping_size, 0)
-        address = (<size_t>self.mapping + page_size - 1) & ~(page_size - 1)
+        self.set_geometry(size, page_size, slot_size)
+        self.own_lanes = calloc(PF_LANES, sizeof(pf_lane))
+        if self.own_lanes == NULL:
+            raise MemoryError("no memory for the lanes")
+        self.a.lanes = <pf_lane *>self.own_lanes
+        self.a.client = 0
+        return 0
+
+    cdef int map_shared(
+            self, int fd, uint64_t size, uint64_t areas, uint64_t page_size,
+            uint64_t slot_size) except -1:
+        """Map a file: the arena, and behind it the areas of its clients."""
+        cdef uint64_t span = size + areas
+        self.mapping_size = span + page_size
+        self.mapping = map_memory(
+            NULL, self.mapping_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1)
+        self.set_geometry(size, page_size, slot_size)
+        map_memory(
+            self.a.base, span, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd)
+        self.span = span
+        return 0
+
+    cdef int set_geometry(self, uint64_t size, uint64_t page_size, uint64_t slot_size) except -1:
+        cdef size_t address = (<size_t>self.mapping + page_size - 1) & ~(page_size - 1)
         self.a.base = <unsigned char *>address
-        if populate:
-            self.populate(size)
-        # Raw references are counted by frame; the kernel backs only what is used.
-        self.raw_size = frames * sizeof(uint32_t)
-        self.a.raw = <uint32_t *>map_anonymous(self.raw_size, MAP_NORESERVE)
         self.a.size = size
-        self.a.frames = frames
-        self.a.chunk_count = (frames + PF_CHUNK - 1) // PF_CHUNK
+        self.a.frames = size // page_size
+        self.a.chunk_count = (self.a.frames + PF_CHUNK - 1) // PF_CHUNK
         self.a.page_shift = log2(page_size)
         self.a.slot_shift = log2(slot_size)
-        self.a.lanes = <pf_lane *>calloc(PF_LANES, sizeof(pf_lane))
-        if self.a.lanes == NULL:
-            raise MemoryError("no memory for the lanes")
+        # Raw references are counted by frame; the kernel backs only what is used.
+        self.raw_size = self.a.frames * sizeof(uint32_t)
+        self.a.raw = <uint32_t *>map_anonymous(self.raw_size, MAP_NORESERVE)
         return 0
 
     cdef int populate(self, uint64_t size) except -1:
@@ -119,8 +146,11 @@ cdef class Arena:
             self.a.base[i] = 0
         return 0
 
-    cdef int place_tables(self, object early, uint32_t types) except -1:
-        """Let the early allocator place the tables; write header and slots."""
+    cdef int place_tables(self, object early, uint32_t types, object sharing) except -1:
+        """Let the early allocator place the tables; write slots and header.
+
+        The header has no magic number and no checksum before `seal_header`.
+        """
         cdef pf_arena *a = &self.a
         cdef uint64_t slot_size = 1ull << a.slot_shift
         cdef uint64_t frame
@@ -132,12 +162,21 @@ cdef class Arena:
         sizes[PF_TABLE_BITS] = a.chunk_count * PF_CHUNK_WORDS * 8
         sizes[PF_TABLE_CHUNKS] = a.chunk_count * sizeof(pf_chunk)
         sizes[PF_TABLE_SLOTS] = a.frames * slot_size
+        if sharing is not None:
+            sizes[PF_TABLE_CLIENTS] = sharing.clients * sizeof(pf_client)
+            sizes[PF_TABLE_TICKETS] = sharing.tickets * sizeof(pf_ticket)
         offsets = [early.alloc(size, PF_TABLE_ALIGN) if size else 0 for size in sizes]
         if offsets[PF_TABLE_HEADER] != 0:
             raise MemoryError("paddr 0 must be usable: the header lies there")
-        self.tables = tuple(zip(TABLE_NAMES, offsets, sizes))
-
-        header.magic = PF_MAGIC
+        if sharing is not None:
+            header.client_capacity = sharing.clients
+            header.ticket_capacity = sharing.tickets
+            header.area_size = sharing.area_size
+            header.flags = sharing.flags
+            header.ticket_ttl = sharing.ticket_ttl
+            memcpy(header.id, <const unsigned char *><bytes>sharing.id, sizeof(header.id))
+            offsets[PF_TABLE_AREAS] = a.size
+            sizes[PF_TABLE_AREAS] = self.span - a.size
         header.version = PF_VERSION
         header.byte_order = PF_BYTE_ORDER
         header.size = a.size
@@ -148,31 +187,54 @@ cdef class Arena:
         for i in range(PF_TABLES):
             header.tables[i].offset = offsets[i]
             header.tables[i].size = sizes[i]
-        header.checksum = pf_header_checksum(header)
-        a.header = header
-        a.types = <pf_type *>(a.base + header.tables[PF_TABLE_TYPES].offset)
-        a.bits = <uint64_t *>(a.base + header.tables[PF_TABLE_BITS].offset)
-        a.chunks = <pf_chunk *>(a.base + header.tables[PF_TABLE_CHUNKS].offset)
-        a.slots = a.base + header.tables[PF_TABLE_SLOTS].offset
-        a.type_info = <pf_type_info *>calloc(types + 1, sizeof(pf_type_info))
-        if a.type_info == NULL:
-            raise MemoryError("no memory for the metadata types")
+        self.find_tables()
         with nogil:
             for frame in range(a.frames):
                 pf_slot_at(a, frame).count = PF_UNUSED
         return 0
 
+    cdef int find_tables(self) except -1:
+        """Set the pointers to the tables as the header says."""
+        cdef pf_arena *a = &self.a
+        cdef pf_header *header = <pf_header *>a.base
+        a.header = header
+        a.types = <pf_type *>(a.base + header.tables[PF_TABLE_TYPES].offset)
+        a.bits = <uint64_t *>(a.base + header.tables[PF_TABLE_BITS].offset)
+        a.chunks = <pf_chunk *>(a.base + header.tables[PF_TABLE_CHUNKS].offset)
+        a.slots = a.base + header.tables[PF_TABLE_SLOTS].offset
+        if header.client_capacity:
+            a.clients = <pf_client *>(a.base + header.tables[PF_TABLE_CLIENTS].offset)
+            a.tickets = <pf_ticket *>(a.base + header.tables[PF_TABLE_TICKETS].offset)
+            a.areas = a.base + header.tables[PF_TABLE_AREAS].offset
+        self.tables = tuple([
+            (name, header.tables[i].offset, header.tables[i].size)
+            for i, name in enumerate(backing.TABLES)])
+        return 0
+
+    cdef void seal_header(self, uint64_t own_frames) noexcept:
+        """Complete the header: from now on the arena can be attached to."""
+        self.a.header.own_frames = own_frames
+        self.a.header.magic = PF_MAGIC
+        self.a.header.checksum = pf_header_checksum(self.a.header)
+
     cdef int release_memory(self) except -1:
-        """Give the memory back to the system; the addresses stay reserved."""
+        """Give the memory back to the system; the addresses stay reserved and read as zero."""
         self.a.open = False
-        if madvise(self.a.base, self.a.size, MADV_DONTNEED) != 0:
+        if self.fd >= 0:
+            map_memory(self.a.base, self.span, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1)
+        elif madvise(self.a.base, self.a.size, MADV_DONTNEED) != 0:
             raise OSError(errno, "can't release the arena's memory: " + strerror(errno).decode())
         return 0
 
     cdef int check_open(self) except -1:
         if not self.a.open:
-            raise ArenaClosedError("the arena is closed")
+            raise ArenaClosedError(self.why_closed or "the arena is closed")
         return 0
+
+    cdef bint make_room(self) except -1:
+        """Try to free frames that nobody needs; whether it is worth looking again."""
+        return False
 
     cdef int64_t frame_at(self, object paddr) except -1:
         """The number of the frame that starts at a paddr; alignment is checked first."""

@@ -4,7 +4,7 @@
 
 /* Atomic operations on plain integers, with the memory ordering in the name.
  *
- * The arena is memory that several threads (and later processes) share, so
+ * The arena is memory that several threads and processes share, so
  * its words are plain integers reached through these wrappers and never C11
  * `_Atomic` objects, whose representation C leaves open.  Which operation
  * pairs with which is said at each use; slot.h states the protocol.
@@ -18,6 +18,9 @@
     static inline T pf_load_relaxed_##S(const T *p) {                          \
         return __atomic_load_n(p, __ATOMIC_RELAXED);                           \
     }                                                                          \
+    static inline T pf_load_acquire_##S(const T *p) {                          \
+        return __atomic_load_n(p, __ATOMIC_ACQUIRE);                           \
+    }                                                                          \
     static inline void pf_store_relaxed_##S(T *p, T v) {                       \
         __atomic_store_n(p, v, __ATOMIC_RELAXED);                              \
     }                                                                          \
@@ -29,6 +32,9 @@
     }                                                                          \
     static inline T pf_add_relaxed_##S(T *p, T v) {                            \
         return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);                     \
+    }                                                                          \
+    static inline T pf_add_release_##S(T *p, T v) {                            \
+        return __atomic_fetch_add(p, v, __ATOMIC_RELEASE);                     \
     }                                                                          \
     static inline T pf_sub_relaxed_##S(T *p, T v) {                            \
         return __atomic_fetch_sub(p, v, __ATOMIC_RELAXED);                     \
@@ -51,6 +57,10 @@
     static inline int pf_cas_##S(T *p, T expected, T desired) {                \
         return __atomic_compare_exchange_n(p, &expected, desired, 0,           \
                                            __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);\
+    }                                                                          \
+    static inline int pf_cas_acq_rel_##S(T *p, T expected, T desired) {        \
+        return __atomic_compare_exchange_n(p, &expected, desired, 0,           \
+                                           __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);\
     }                                                                          \
     static inline int pf_cas_release_##S(T *p, T expected, T desired) {        \
         return __atomic_compare_exchange_n(p, &expected, desired, 0,           \

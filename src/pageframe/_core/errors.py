@@ -75,3 +75,59 @@ class ArenaClosedError(PageFrameError, ValueError):
 
 class ArenaInUseError(PageFrameError, BufferError):
     """The arena can't be closed: somebody still holds its frames or views."""
+
+
+class ArenaNameError(PageFrameError, ValueError):
+    """This can't be the name of an arena."""
+
+
+class ArenaExistsError(PageFrameError, FileExistsError):
+    """There is an arena, or another file, of that name."""
+
+
+class ArenaNotFoundError(PageFrameError, FileNotFoundError):
+    """There is no arena of that name or at that path."""
+
+
+class ArenaPermissionError(PageFrameError, PermissionError):
+    """The arena belongs to another user."""
+
+
+class ArenaFullError(PageFrameError, OSError):
+    """The file system has no room for the arena."""
+
+
+class ArenaGoneError(PageFrameError):
+    """The arena of a pickle is not on this machine, or no longer."""
+
+
+class ClientsFullError(PageFrameError):
+    """As many processes as the arena has room for are attached."""
+
+
+class TicketsFullError(PageFrameError):
+    """As many messages as the arena has room for are in transit."""
+
+
+class BadArenaError(PageFrameError, ValueError):
+    """This is no arena that can be used."""
+
+
+class ArenaForeignError(BadArenaError):
+    """This is no arena at all."""
+
+
+class ArenaByteOrderError(BadArenaError):
+    """The arena was made on a machine with another byte order."""
+
+
+class ArenaVersionError(BadArenaError):
+    """The arena has another version of the format."""
+
+
+class ArenaTruncatedError(BadArenaError):
+    """The arena's file is too short."""
+
+
+class ArenaDamagedError(BadArenaError):
+    """What the arena's tables say can't be true."""

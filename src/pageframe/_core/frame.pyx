@@ -19,10 +19,10 @@ from pageframe._core.errors import FrameGoneError, FrameTypeError
 from pageframe._core.handle cimport (
     Handle, Holder, MetaSource, Owner, begin_life, claim_exactly, export_bytes, get, held,
     hold_again, meta_source, movable, put, raise_get, raise_moved, raw_add, raw_take, unexport_bytes)
+from pageframe._core.ledger cimport pf_ref_get
 from pageframe._core.meta cimport class_of
 from pageframe._core.slot cimport (
-    PF_E_IN_USE, PF_E_UNIQUE, PF_OK, pf_slot_count, pf_slot_in_use, pf_slot_get,
-    pf_slot_try_unique)
+    PF_E_IN_USE, PF_E_UNIQUE, PF_OK, pf_slot_count, pf_slot_in_use, pf_slot_try_unique)
 from pageframe._core.unique cimport UniqueFrame, empty_unique
 
 
@@ -284,7 +284,7 @@ cdef int hold_borrowed(FrameRef self, pf_slot *slot) except -1:
     released and used again; then the reference is the other life's, and is
     given back.
     """
-    cdef int error = pf_slot_get(slot)
+    cdef int error = pf_ref_get(&self.mem.a, slot)
     if error != PF_OK:
         raise_get(self.mem, pf_frame_of(&self.mem.a, slot), error)
     if slot.generation != self.generation:

@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from pageframe._core.arena cimport Arena, pf_arena, pf_bytes_at
+from pageframe._core.ledger cimport PF_S_begin_storage, PF_S_begin_type, pf_step
 from pageframe._core.slot cimport pf_slot, pf_slot_publish
 
 
@@ -23,6 +24,8 @@ cdef class Holder:
     cdef Py_ssize_t exports     # live views of the bytes
     cdef uint64_t generation    # of a borrowed frame
     cdef bint borrowed          # holds no count: the frame may go at any time
+    cdef bint sole              # owns the frame
+    cdef uint32_t epoch         # of the process in which it came to own it
 
 
 @cython.no_gc
@@ -57,6 +60,7 @@ cdef int raise_moved(Holder self) except -1
 cdef int raise_get(Arena mem, uint64_t frame, int error) except -1
 cdef int raise_out_of_frames(Arena mem, uint64_t count, uint64_t align) except -1
 cdef pf_slot *held(Handle self) except NULL
+cdef int raise_stayed(Holder self) except -1
 cdef pf_slot *movable(Handle self) except NULL
 cdef int export_bytes(Handle self, Py_buffer *buffer, int flags) except -1
 cdef pf_slot *unexport_bytes(Handle self) noexcept
@@ -65,9 +69,10 @@ cdef int64_t obtain_one(Arena mem) except -1
 cdef int64_t obtain_run(Arena mem, uint64_t count, uint64_t align) except -1
 cdef int claim_exactly(Arena mem, uint64_t first, uint64_t count) except -1
 cdef void end_life(Arena mem, pf_slot *slot, bint tell) noexcept
+cdef bint knows_on_drop(Arena mem, const pf_slot *slot) noexcept
+cdef void orphan(pf_arena *a, uint32_t *entry, pf_slot *slot) noexcept nogil
 cdef void put(Arena mem, pf_slot *slot) noexcept
 cdef void put_unique(Arena mem, pf_slot *slot) noexcept
-cdef void put_any(Arena mem, pf_slot *slot) noexcept
 cdef int get(Arena mem, uint64_t frame) except -1
 cdef int hold_again(Arena mem, pf_slot *slot) except -1
 cdef int raw_add(Arena mem, uint64_t frame) except -1
@@ -84,8 +89,10 @@ cdef inline void begin_life(
         pf_slot *slot, uint32_t type_id, const unsigned char *storage, uint32_t size,
         uint64_t count) noexcept nogil:
     """Build the slot of a frame whose bit is ours, and publish it."""
+    pf_step(PF_S_begin_type)
     slot.type_id = type_id
     slot.list_id = 0
     if size:
+        pf_step(PF_S_begin_storage)
         memcpy(&slot.storage[0], storage, size)
     pf_slot_publish(slot, count)

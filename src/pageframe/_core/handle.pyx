@@ -30,18 +30,22 @@ from pageframe._core.allocator cimport (
     claim_one, claim_range, claim_run, free_frames, give_back,
     give_back_range, longest_free_run, next_bit)
 from pageframe._core.arena cimport (
-    PF_ARENA, PF_ON_DROP, PF_UNTYPED, fill_buffer, pf_bytes_at, pf_frame_of, pf_slot_at, pf_type_flags)
+    PF_ARENA, PF_ON_DROP, PF_OPAQUE, PF_UNTYPED, fill_buffer, pf_bytes_at, pf_frame_of, pf_slot_at,
+    pf_type_flags)
 from pageframe._core.errors import (
     ArenaClosedError, FrameBusyError, FrameGoneError, FrameInUseError, FrameReservedError, FrameTypeError,
     FrameUniqueError, FrameUnusedError, GetFrameError, MovedError, NotRawError, OutOfFramesError,
     RefCountOverflowError)
 from pageframe._core.io cimport VmReader, VmWriter
+from pageframe._core.ledger cimport (
+    PF_S_orphan_count, PF_S_orphan_ledger, pf_ref_get, pf_ref_inc, pf_ref_put, pf_step)
 from pageframe._core.meta cimport (
-    TYPE_UNTYPED, MetaView, class_of, is_meta_type, meta_value, own_copy, run_on_drop, view_slot)
+    TYPE_UNTYPED, MetaView, class_of, is_meta_type, know_types, meta_value, own_copy, run_on_drop, view_slot)
 from pageframe._core.slot cimport (
-    PF_E_BUSY, PF_E_IN_USE, PF_E_OVERFLOW, PF_E_UNIQUE, PF_E_UNUSED, PF_OK, PF_UNIQUE,
-    pf_cas_acquire_u32, pf_cas_release_u32, pf_load_relaxed_u32, pf_slot_count, pf_slot_get, pf_slot_in_use,
-    pf_slot_inc, pf_slot_make_busy, pf_slot_put, pf_slot_retire, pf_slot_taken)
+    PF_E_BUSY, PF_E_IN_USE, PF_E_OVERFLOW, PF_E_UNIQUE, PF_E_UNUSED, PF_OK, PF_ORPHAN,
+    pf_add_relaxed_u32, pf_store_release_u32, pf_store_release_u64,
+    pf_cas_acquire_u32, pf_cas_release_u32, pf_load_relaxed_u32, pf_slot_count, pf_slot_in_use,
+    pf_slot_make_busy, pf_slot_retire, pf_slot_taken)
 from pageframe._core.user_allocator cimport user_alloc, user_dealloc, user_given
 
 
@@ -54,6 +58,10 @@ cdef Py_ssize_t index_within(object index, Py_ssize_t count) except -1:
 
 cdef int raise_moved(Holder self) except -1:
     raise MovedError(f"this {type(self).__name__} was dropped or moved")
+
+
+cdef int raise_stayed(Holder self) except -1:
+    raise MovedError(f"this {type(self).__name__} stayed with the process that forked this one")
 
 
 cdef int raise_get(Arena mem, uint64_t frame, int error) except -1:
@@ -89,6 +97,8 @@ cdef pf_slot *held(Handle self) except NULL:
         raise_moved(self)
     if not self.mem.a.open:
         self.mem.check_open()
+    if self.sole and self.epoch != self.mem.a.epoch:
+        raise_stayed(self)
     if self.borrowed:
         if self.slot.generation != self.generation or not pf_slot_in_use(self.slot):
             raise FrameGoneError(
@@ -135,6 +145,8 @@ cdef int64_t obtain_one(Arena mem) except -1:
     if mem.user_allocator is not None:
         return obtain_run(mem, 1, 1)
     frame = claim_one(&mem.a)
+    if frame < 0 and mem.make_room():
+        frame = claim_one(&mem.a)
     if frame < 0:
         raise_out_of_frames(mem, 1, 0)
     return frame
@@ -145,6 +157,8 @@ cdef int64_t obtain_run(Arena mem, uint64_t count, uint64_t align) except -1:
     cdef int64_t first
     if mem.user_allocator is None:
         first = claim_run(&mem.a, count, align)
+        if first < 0 and mem.make_room():
+            first = claim_run(&mem.a, count, align)
     else:
         first = user_alloc(mem, count, align)
         try:
@@ -173,6 +187,9 @@ cdef void end_life(Arena mem, pf_slot *slot, bint tell) noexcept:
     """Tear down a frame whose slot is busy and ours; tell the user's allocator of it."""
     cdef uint64_t frame = pf_frame_of(&mem.a, slot)
     if pf_type_flags(&mem.a, slot) & PF_ON_DROP:
+        if not knows_on_drop(mem, slot):
+            orphan(&mem.a, &mem.a.ledger[frame], slot)
+            return
         run_on_drop(mem, slot)
     pf_slot_retire(slot)
     if mem.user_allocator is None:
@@ -183,9 +200,27 @@ cdef void end_life(Arena mem, pf_slot *slot, bint tell) noexcept:
         user_dealloc(mem, frame, 1, tell)
 
 
+cdef bint knows_on_drop(Arena mem, const pf_slot *slot) noexcept:
+    """Whether this process has the class whose on_drop is to run."""
+    try:
+        class_of(mem, slot)
+    except Exception:   # a damaged slot, or no memory to find out
+        return False
+    return not pf_type_flags(&mem.a, slot) & PF_OPAQUE
+
+
+cdef void orphan(pf_arena *a, uint32_t *entry, pf_slot *slot) noexcept nogil:
+    """Leave a busy frame to a process that can run its on_drop; entry is the owner's."""
+    pf_step(PF_S_orphan_ledger)
+    pf_store_release_u32(entry, 0)
+    pf_add_relaxed_u32(&a.header.orphans, 1)
+    pf_step(PF_S_orphan_count)
+    pf_store_release_u64(&slot.count, PF_ORPHAN)
+
+
 cdef void put(Arena mem, pf_slot *slot) noexcept:
     """Give up one reference."""
-    if mem.a.open and pf_slot_put(slot):
+    if mem.a.open and pf_ref_put(&mem.a, slot):
         end_life(mem, slot, True)
 
 
@@ -196,25 +231,28 @@ cdef void put_unique(Arena mem, pf_slot *slot) noexcept:
         end_life(mem, slot, True)
 
 
-cdef void put_any(Arena mem, pf_slot *slot) noexcept:
-    """Give up what a handle has: the ownership, or one reference."""
-    if pf_slot_count(slot) == PF_UNIQUE:
-        put_unique(mem, slot)
-    else:
-        put(mem, slot)
+cdef inline void put_held(Holder self, pf_slot *slot) noexcept:
+    """Give up what a handle had: the ownership, or one reference."""
+    if not self.sole:
+        put(self.mem, slot)
+    elif self.epoch == self.mem.a.epoch:    # else it is the parent's
+        put_unique(self.mem, slot)
 
 
 cdef int get(Arena mem, uint64_t frame) except -1:
     """Take one more reference to a frame known by its number."""
-    cdef int error = pf_slot_get(pf_slot_at(&mem.a, frame))
+    cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
+    cdef int error = pf_ref_get(&mem.a, slot)
     if error != PF_OK:
         raise_get(mem, frame, error)
+    if slot.type_id >= mem.a.types_known:
+        know_types(mem)     # another process has registered it since
     return 0
 
 
 cdef int hold_again(Arena mem, pf_slot *slot) except -1:
     """Take one more reference to a frame that is held already."""
-    if pf_slot_inc(slot) != PF_OK:
+    if pf_ref_inc(&mem.a, slot) != PF_OK:
         raise_get(mem, pf_frame_of(&mem.a, slot), PF_E_OVERFLOW)
     return 0
 
@@ -276,6 +314,7 @@ cdef int raw_add(Arena mem, uint64_t frame) except -1:
     """
     cdef uint32_t *raw = &mem.a.raw[frame]
     cdef uint32_t old = pf_load_relaxed_u32(raw)
+    mem.raw_used = True
     while old != <uint32_t>-1:
         if pf_cas_release_u32(raw, old, old + 1):
             return 0
@@ -304,7 +343,7 @@ cdef int raw_take(Arena mem, uint64_t frame) except -1:
 cdef class Holder:
     def __dealloc__(self):
         if self.slot != NULL and not self.borrowed:
-            put_any(self.mem, self.slot)
+            put_held(self, self.slot)
 
     def __init__(self, *args, **kwargs):
         raise TypeError(f"a {type(self).__name__} is had from a PhysicalMemory or a class method")
@@ -375,7 +414,8 @@ cdef class Holder:
         return self
 
     def __reduce__(self):
-        raise TypeError(f"a {type(self).__name__} of a private arena can't be pickled")
+        # Frames, segments and vectors are pickled by message.pyx.
+        raise TypeError(f"a {type(self).__name__} can't be pickled")
 
 
 cdef int check_bytes(object holder) except -1:
@@ -417,7 +457,7 @@ cdef class Handle(Holder):
         """
         cdef pf_slot *slot = held(self)
         return view_slot(
-            self.mem, slot, self, &self.slot, not self.borrowed and pf_slot_count(slot) == PF_UNIQUE)
+            self.mem, slot, self, &self.slot, self.sole)
 
     @property
     def meta_type(self):
@@ -440,7 +480,7 @@ cdef class Handle(Holder):
         paddr = pf_frame_of(&self.mem.a, self.slot) << self.mem.a.page_shift
         try:
             held(self)
-        except (ArenaClosedError, FrameGoneError):
+        except (ArenaClosedError, FrameGoneError, MovedError):
             return f"<{type(self).__name__} {paddr:#x} gone>"
         return f"<{type(self).__name__} {paddr:#x} {class_of(self.mem, self.slot).__name__}>"
 
@@ -458,7 +498,7 @@ cdef class Owner(Handle):
         return self
 
     def __exit__(self, *exc_info):
-        if self.slot != NULL:
+        if self.slot != NULL and not (self.sole and self.epoch != self.mem.a.epoch):
             self.drop()
 
     @cython.always_allow_keywords(False)
@@ -471,11 +511,13 @@ cdef class Owner(Handle):
         cdef pf_slot *slot = self.slot
         if slot == NULL:
             raise_moved(self)
+        if self.sole and self.epoch != self.mem.a.epoch:
+            raise_stayed(self)
         self.slot = NULL
         if self.exports:
             self.pending = slot
         else:
-            put_any(self.mem, slot)
+            put_held(self, slot)
 
     @cython.always_allow_keywords(False)
     @cython.critical_section

@@ -6,7 +6,8 @@
 
 The links lie in the metadata of the frames, so a list needs no memory of its own
 and a frame is in one list at the most.  The list owns its frames: they are
-UNIQUE, and only the list's operations reach them.  The slot records the id of
+UNIQUE, and only the list's operations reach them; like a unique frame (unique.pyx) it
+stays with the parent when a process forks.  The slot records the id of
 the list, so whether a frame is in a list, and a cursor at it, cost one read.
 
 The ghost position lies past the end and before the front.  Links are frame
@@ -19,7 +20,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from pageframe._core.arena cimport (
     PF_LINKED, Arena, as_int, pf_arena, pf_frame_of, pf_slot_at)
 from pageframe._core.errors import FrameTypeError, MovedError, PageFrameError
-from pageframe._core.handle cimport movable, put_unique, raise_moved
+from pageframe._core.handle cimport movable, put_unique, raise_moved, raise_stayed
 from pageframe._core.meta cimport MetaView, type_id_of, view_slot
 from pageframe._core.slot cimport (
     pf_add_relaxed_u32, pf_load_relaxed_u32, pf_slot, pf_store_relaxed_u32)
@@ -72,6 +73,7 @@ cdef class LinkedList(Holder):
             raise FrameTypeError(f"{meta_type.__name__} can't be in a list: it does not mix in Link")
         self.list_id = new_list_id(mem)
         self.mem = mem
+        self.epoch = mem.a.epoch
         self.meta_type = meta_type
         self.type_id = type_id
 
@@ -84,6 +86,8 @@ cdef class LinkedList(Holder):
             raise_moved(self)
         if not self.mem.a.open:
             self.mem.check_open()
+        if self.epoch != self.mem.a.epoch:
+            raise_stayed(self)
         return 0
 
     cdef uint32_t find(self, object paddr) except? 0:
@@ -229,7 +233,7 @@ cdef class LinkedList(Holder):
         return self
 
     def __exit__(self, *exc_info):
-        if self.list_id:
+        if self.list_id and self.epoch == self.mem.a.epoch:
             self.drop()
 
     def __repr__(self):
@@ -258,7 +262,7 @@ cdef void release(LinkedList self) noexcept:
     """Free the frames, front first; on_drop finds each out of the list."""
     cdef uint32_t list_id = self.list_id
     self.list_id = 0
-    if self.mem.a.open:
+    if self.mem.a.open and self.epoch == self.mem.a.epoch:
         while self.front:
             put_unique(self.mem, self.take(self.front))
         self.mem.list_ids.append(list_id)

@@ -14,3 +14,9 @@ cdef class PhysicalMemory(Arena):
     cdef uint64_t own_frames    # of the tables, and of reserved and bad regions
 
     cdef uint64_t wanted(self, object n, object align) except 0
+    cdef int boot(self, list covered, uint64_t page, object sharing) except -1
+    cdef int check_shared(self, str what) except -1
+    cdef int join(self) except -1
+    cdef int leave(self) except -1
+    cdef int drop_file(self) except -1
+    cdef int detach(self) except -1

@@ -2,7 +2,7 @@
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-"""Physical memory: the arena as a Python object, and how it is booted.
+"""Physical memory: the arena as a Python object, how it is booted and attached to.
 
 The boot follows that of a kernel: the early allocator places the tables, the
 frames that hold them and those of reserved and bad regions get metadata of
@@ -11,30 +11,53 @@ their own, and what is left is handed to the frame allocator.
 
 from dataclasses import dataclass
 
+import atexit
+import os
+import sys
+from pathlib import Path
+
 import numpy as np
 
 cimport cython
+from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from pageframe._core import backing
 from pageframe._core.allocator cimport (
     claim_one, free_frames, longest_free_run, next_bit, reserve_frames, setup_bits, trim)
 from pageframe._core.arena cimport (
-    PF_ARENA, Arena, as_int, pf_arena, pf_slot_at, pf_type_flags, table_array)
+    PF_ARENA, PF_LANES_SIZE, PF_RESERVED_MEMORY, PF_UNLINK_ON_LAST, Arena, as_int, pf_arena,
+    pf_client, pf_slot_at, pf_type_flags, table_array)
+from pageframe._core.array cimport array_like, new_array
+from pageframe._core.audit cimport audit, holders
+from pageframe._core.client cimport (
+    become, client_info, client_offset, describe, free_place, ledger_walk, lock_place, next_held, use_place,
+    walk_ledger)
+from pageframe._core.client import ClientInfo, shared_arenas
 from pageframe._core.early import EarlyAllocator, cover, parse_size
 from pageframe._core.errors import (
-    ArenaInUseError, NotAlignedError, OutOfFramesError)
+    ArenaExistsError, ArenaInUseError, ArenaNotFoundError, BadArenaError, ClientsFullError,
+    NotAlignedError, OutOfFramesError)
 from pageframe._core.frame cimport UFrame, make_frame
 from pageframe._core.handle cimport (
-    MetaSource, begin_life, get, meta_source, obtain_one, put, raw_add, zero_used)
+    Handle, MetaSource, begin_life, get, held, meta_source, obtain_one, put, raw_add, zero_used)
 from pageframe._core.meta cimport (
-    TYPE_META_PAGE, TYPE_RESERVED, TYPE_UNTYPED, TYPE_UNUSABLE, register_builtin, slot_dtype,
-    type_id_of)
+    TYPE_META_PAGE, TYPE_RESERVED, TYPE_UNTYPED, TYPE_UNUSABLE, know_types, register_builtin,
+    slot_dtype, type_id_of)
+from pageframe._core.reap cimport adopt_orphans, give_back_all, reap, reaped
 from pageframe._core.segment cimport alloc_segment
 from pageframe._core.slot cimport (
-    PF_BUSY, PF_MAX, PF_UNIQUE, PF_UNUSED, pf_load_relaxed_u32, pf_slot, pf_slot_count)
+    PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_load_relaxed_u32, pf_slot, pf_slot_count,
+    pf_store_release_u32)
 from pageframe._core.user_allocator import FrameAllocator
 from pageframe._core.vector cimport alloc_frames
+
+cdef extern from "Python.h":
+    void PyErr_SetObject(object, object)
+    void PyErr_Fetch(PyObject **, PyObject **, PyObject **)
+    void PyErr_Restore(PyObject *, PyObject *, PyObject *)
+    void PyErr_WriteUnraisable(object)
 
 REF_COUNT_UNUSED = PF_UNUSED
 REF_COUNT_UNIQUE = PF_UNIQUE
@@ -93,6 +116,44 @@ cdef uint64_t power_of_two(str name, object value, uint64_t low, uint64_t high) 
     return value
 
 
+@dataclass(frozen=True)
+class ArenaInfo:
+    """A shared arena of this machine.
+
+    Attributes
+    ----------
+    name
+        Its name; None if it has none, or lies at a path of its user's own.
+    path
+        Its file; None for an arena without a name.
+    id
+        What tells it from all others, as 32 hexadecimal digits.
+    size, page_size
+        Bytes.
+    clients
+        Processes that are attached, one place each.
+    """
+
+    name: str | None
+    path: Path | None
+    id: str
+    size: int
+    page_size: int
+    clients: int
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What a shared arena has that a private one has not."""
+
+    id: bytes
+    clients: int
+    tickets: int
+    area_size: int
+    flags: int
+    ticket_ttl: int
+
+
 cdef struct census:
     uint64_t by_type[TYPE_CAPACITY + 1]
     uint64_t references
@@ -108,7 +169,7 @@ cdef void count_frames(const pf_arena *a, census *c) noexcept nogil:
     for frame in range(a.frames):
         slot = pf_slot_at(a, frame)
         count = pf_slot_count(slot)
-        if count == PF_UNUSED or count == PF_BUSY:
+        if count == PF_UNUSED or count == PF_BUSY or count == PF_ORPHAN:
             continue
         c.by_type[slot.type_id] += 1
         c.raw += pf_load_relaxed_u32(&a.raw[frame])
@@ -123,7 +184,10 @@ cdef void count_frames(const pf_arena *a, census *c) noexcept nogil:
 
 
 cdef class PhysicalMemory(Arena):
-    """An arena of page frames, private to this process.
+    """An arena of page frames, private to this process or shared.
+
+    Constructed directly it is private. `create` makes an arena that other processes
+    can `attach` to; it can be pickled, and so can handles to its frames.
 
     Frames that nobody has used cost nothing. The arena holds its own tables,
     so a few of its frames are never free (see `layout`, `reserved_frames`).
@@ -171,29 +235,12 @@ cdef class PhysicalMemory(Arena):
             raise TypeError(
                 f"{type(allocator).__name__} is no FrameAllocator: it needs alloc, dealloc and "
                 "add_free_memory")
-        size = parse_size(size)
-        if size <= 0 or size % page:
-            raise ValueError(f"size must be a positive multiple of the page size {page}, not {size}")
-        if size // page >= MAX_FRAMES:
-            raise ValueError(f"{size // page} frames are too many: an arena has fewer than {MAX_FRAMES}")
+        size = arena_size(size, page)
         covered = cover(regions, size, page)
-        early = EarlyAllocator(covered)
-        self.map(size, page, slot, populate)
-        try:
-            self.place_tables(early, TYPE_CAPACITY)
-        except MemoryError as error:
-            raise ValueError(f"the arena of {size} bytes can't hold its own tables: {error}") from None
-        register_builtin(self)
-        setup_bits(&self.a)
-        for start, stop in early.allocated(page):
-            reserve(&self.a, start, stop, TYPE_META_PAGE)
-        for region in covered:
-            if region.kind != "usable":
-                reserve(&self.a, region.start, region.stop,
-                        TYPE_RESERVED if region.kind == "reserved" else TYPE_UNUSABLE)
-        self.own_frames = self.a.frames - free_frames(&self.a)
-        if self.own_frames == self.a.frames:
-            raise ValueError(f"the arena of {size} bytes has no usable frame besides its own tables")
+        self.map_private(size, page, slot)
+        if populate:
+            self.populate(size)
+        self.boot(covered, page, None)
         self.a.open = True
         if allocator is not None:
             self.given = bytearray(self.a.frames)
@@ -203,6 +250,362 @@ cdef class PhysicalMemory(Arena):
             except BaseException:
                 self.a.open = False
                 raise
+
+    cdef int boot(self, list covered, uint64_t page, object sharing) except -1:
+        """Lay out a new arena and give its frames their first state."""
+        early = EarlyAllocator(covered)
+        try:
+            self.place_tables(early, TYPE_CAPACITY, sharing)
+        except MemoryError as error:
+            raise ValueError(
+                f"the arena of {self.a.size} bytes can't hold its own tables: {error}") from None
+        register_builtin(self)
+        setup_bits(&self.a)
+        for start, stop in early.allocated(page):
+            reserve(&self.a, start, stop, TYPE_META_PAGE)
+        for region in covered:
+            if region.kind != "usable":
+                reserve(&self.a, region.start, region.stop,
+                        TYPE_RESERVED if region.kind == "reserved" else TYPE_UNUSABLE)
+        self.own_frames = self.a.frames - free_frames(&self.a)
+        self.seal_header(self.own_frames)
+        if self.own_frames == self.a.frames:
+            raise ValueError(
+                f"the arena of {self.a.size} bytes has no usable frame besides its own tables")
+        return 0
+
+    # -- sharing -------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, size, name=None, *, path=None, bint exist_ok=False, page_size=4096, slot_size=64,
+               regions=None, bint populate=False, clients=128, tickets=None, ticket_ttl=3600.0,
+               bint unlink_on_last=True):
+        """Make an arena that processes share.
+
+        Without a name it lies in memory that only its clients can reach: those that
+        were forked from this process, and those that have loaded a pickle of it. With
+        a name, or at a path, anybody of the same user can attach.
+
+        Parameters
+        ----------
+        size, page_size, slot_size, regions, populate
+            As in `PhysicalMemory`.
+        name : str, optional
+            Name of the arena, under /dev/shm.
+        path : path-like, optional
+            A file elsewhere, instead of a name.
+        exist_ok : bool
+            If there is an arena of that name, attach to it as it is.
+        clients : int
+            Processes that can be attached at once, 1 to 4096.
+        tickets : int, optional
+            Messages that can be in transit at once; by default one for four frames, 64
+            at the least and 4096 at the most.
+        ticket_ttl : float
+            Seconds after which a message that nobody has loaded lets go of its frames.
+        unlink_on_last : bool
+            The name goes with the last client.
+
+        Returns
+        -------
+        PhysicalMemory
+
+        Raises
+        ------
+        ArenaExistsError
+            If there is an arena or a file of that name, unless exist_ok.
+        ArenaNameError
+            If the name is empty, too long or has a slash.
+        ArenaFullError
+            If the file system can't hold the arena: its memory is set aside at once.
+        ValueError, MemoryError
+            As in `PhysicalMemory`.
+        """
+        cdef uint64_t page = power_of_two("page_size", page_size, 4096, 1 << 30)
+        cdef uint64_t slot = power_of_two("slot_size", slot_size, 64, 256)
+        cdef PhysicalMemory self
+        where = place_of(name, path)
+        size = arena_size(size, page)
+        frames = size // page
+        clients = in_range("clients", clients, 1, 4096)
+        tickets = (max(64, min(4096, frames // 4)) if tickets is None
+                   else in_range("tickets", tickets, 1, 1 << 20))
+        if not 0 <= ticket_ttl < 2.0 ** 32:
+            raise ValueError(f"ticket_ttl must be in 0 .. 2**32 seconds, not {ticket_ttl}")
+        covered = cover(regions, size, page)
+        backing.sweep()
+        if where is not None:
+            backing.sweep_file(where)
+            if exist_ok and where.exists():
+                return cls.attach(path=where)
+        sharing = Sharing(
+            id=os.urandom(16), clients=clients, tickets=tickets,
+            area_size=PF_LANES_SIZE + -(-frames * 4 // 4096) * 4096,
+            flags=(PF_UNLINK_ON_LAST if unlink_on_last else 0) | (PF_RESERVED_MEMORY if where else 0),
+            ticket_ttl=int(ticket_ttl * 1e9))
+        areas = clients * sharing.area_size
+        self = cls.__new__(cls)
+        self.fd = backing.create_file(where, sharing.id.hex(), size + areas, size)
+        self.path = where
+        self.map_shared(self.fd, size, areas, page, slot)
+        if populate:
+            self.populate(size)
+        self.boot(covered, page, sharing)
+        self.join()
+        if where is not None:
+            try:
+                backing.publish(self.fd, where)
+            except ArenaExistsError:
+                if not exist_ok:
+                    raise
+                self.close()
+                return cls.attach(path=where)
+        return self
+
+    @classmethod
+    def attach(cls, name=None, *, path=None):
+        """Attach to an arena of another process.
+
+        What dead clients have left is reaped.
+
+        Parameters
+        ----------
+        name : str, optional
+            Name that it was created with.
+        path : path-like, optional
+            Its file, instead of a name.
+
+        Returns
+        -------
+        PhysicalMemory
+            A client of its own, even if this process is attached already.
+
+        Raises
+        ------
+        ArenaNotFoundError
+            If there is none.
+        ArenaPermissionError
+            If it belongs to another user.
+        ArenaForeignError, ArenaByteOrderError, ArenaVersionError, ArenaTruncatedError, ArenaDamagedError
+            If the file is no arena that can be used.
+        ClientsFullError
+            If as many processes are attached as it has room for.
+        """
+        where = place_of(name, path)
+        if where is None:
+            raise TypeError("attach() needs the name or the path of an arena")
+        return attach_file(cls, backing.open_file(where), where)
+
+    @classmethod
+    def _attach_unnamed(cls, arena_id, pid):
+        fd = backing.find_unnamed(arena_id, pid)
+        if fd is None:
+            raise ArenaNotFoundError(f"no process of this user is attached to arena {arena_id.hex()}")
+        return attach_file(cls, fd, None)
+
+    @staticmethod
+    def list():
+        """Find the shared arenas of this user on this machine.
+
+        Named ones that killed processes have left are removed.
+
+        Returns
+        -------
+        list of ArenaInfo
+            Named arenas first, then those without a name. Arenas at paths of their
+            users' own are not found.
+        """
+        backing.sweep()
+        found = []
+        for where in backing.named_files():
+            try:
+                fd = backing.open_file(where)
+            except (OSError, BadArenaError):
+                continue        # gone meanwhile, or another user's
+            found.append(arena_info(fd, where))
+        for arena_id, pid in backing.unnamed_ids().items():
+            fd = backing.find_unnamed(arena_id, pid)
+            if fd is not None:
+                found.append(arena_info(fd, None))
+        return [info for info in found if info is not None]
+
+    @staticmethod
+    def unlink(name=None, *, path=None):
+        """Remove the name of an arena; its clients go on, and no more can attach.
+
+        Raises
+        ------
+        ArenaNotFoundError
+            If there is none.
+        ArenaForeignError
+            If the file is no arena.
+        """
+        where = place_of(name, path)
+        if where is None:
+            raise TypeError("unlink() needs the name or the path of an arena")
+        fd = backing.open_file(where)
+        try:
+            backing.read_header(fd, str(where))
+            backing.remove_name(fd, where)
+        finally:
+            os.close(fd)
+
+    @property
+    def name(self):
+        """Name of a shared arena; None if it has none, or lies at a path of its own."""
+        return None if self.path is None else backing.name_of(self.path)
+
+    @property
+    def shared(self):
+        """Whether other processes can attach."""
+        return self.span != 0
+
+    @property
+    def clients(self):
+        """The processes that are attached, and dead ones that nobody has reaped."""
+        cdef uint32_t i
+        self.check_open()
+        if not self.span:
+            return ()
+        return tuple([
+            client_info(self, i) for i in range(self.a.header.client_capacity)
+            if pf_load_relaxed_u32(&self.a.clients[i].state)])
+
+    @property
+    def ticket_ttl(self):
+        """Seconds that a message of this arena holds its frames; may be set."""
+        self.check_shared("ticket_ttl")
+        return self.a.header.ticket_ttl / 1e9
+
+    @ticket_ttl.setter
+    def ticket_ttl(self, seconds):
+        if not 0 <= seconds < 2.0 ** 32:
+            raise ValueError(f"ticket_ttl must be in 0 .. 2**32 seconds, not {seconds}")
+        self.check_shared("ticket_ttl")
+        self.a.header.ticket_ttl = int(seconds * 1e9)
+
+    cdef int check_shared(self, str what) except -1:
+        self.check_open()
+        if not self.span:
+            raise TypeError(f"{what} is for shared arenas: see PhysicalMemory.create")
+        return 0
+
+    cdef int join(self) except -1:
+        """Become a client: take a free place, or that of a client that is dead."""
+        cdef int64_t place = lock_place(self, self.fd, 0)
+        cdef reaped found
+        if place >= 0:
+            use_place(self, self.fd, place)
+        else:
+            place = lock_place(self, self.fd, 1)
+            if place < 0:
+                raise ClientsFullError(
+                    f"{self.a.header.client_capacity} processes are attached to the arena, the maximum")
+        become(self, place)
+        self.a.open = True
+        memset(&found, 0, sizeof(found))
+        give_back_all(self, place, &found)      # nothing, unless the place was a dead client's
+        describe(self, place)
+        leave_at_exit()
+        return 0
+
+    cdef int leave(self) except -1:
+        """Give back all that this client has; the last one takes the arena with it."""
+        cdef reaped found
+        memset(&found, 0, sizeof(found))
+        backing.lock(self.fd, backing.MEMBERSHIP, True)
+        give_back_all(self, self.a.client, &found)
+        free_place(self, self.a.client)
+        shared_arenas.discard(self)
+        if (self.path is not None and self.a.header.flags & PF_UNLINK_ON_LAST
+                and not backing.locked(self.fd, client_offset(self, 0),
+                                       self.a.header.client_capacity * sizeof(pf_client))):
+            pf_store_release_u32(&self.a.header.gone, 1)
+            backing.remove_name(self.fd, self.path)
+        self.a.open = False
+        return 0
+
+    cdef int drop_file(self) except -1:
+        """Let go of the locks of a client that has left."""
+        fd = self.fd
+        self.fd = -1
+        os.close(fd)
+        return 0
+
+    def __dealloc__(self):
+        cdef PyObject *waiting[3]
+        if not self.span or not self.a.open:
+            return
+        PyErr_Fetch(&waiting[0], &waiting[1], &waiting[2])
+        try:
+            self.leave()
+        except BaseException as error:
+            # The kernel drops the lock with the file, and others reap what is left.
+            PyErr_SetObject(type(error), error)
+            PyErr_WriteUnraisable(None)
+        PyErr_Restore(waiting[0], waiting[1], waiting[2])
+
+    def reap(self):
+        """Take back what dead processes held, and let messages go that have expired.
+
+        Happens by itself when a process attaches and when frames run out. Orphans that
+        wait for a class which this process has defined are dropped, too.
+
+        Returns
+        -------
+        ReapReport
+            What was found; nothing if another thread of this process is at it.
+        """
+        self.check_shared("reap()")
+        return reap(self)
+
+    def audit(self, bint repair=False):
+        """Compare the counts of all frames with all their holders.
+
+        Parameters
+        ----------
+        repair : bool
+            Reap first, and let go of what nobody holds. No process may use the arena
+            meanwhile; if one does, nothing is repaired.
+
+        Returns
+        -------
+        AuditReport
+        """
+        self.check_shared("audit()")
+        if repair:
+            reap(self)
+        return audit(self, repair)
+
+    def holders(self, frame):
+        """Find out who holds a frame.
+
+        Parameters
+        ----------
+        frame : Frame, UniqueFrame, FrameRef or int
+            A handle, or a paddr.
+
+        Returns
+        -------
+        list of FrameHolder
+            The sum of their handles and tickets is the frame's reference count.
+        """
+        cdef uint64_t number
+        if isinstance(frame, Handle):
+            held(frame)
+            if (<Handle>frame).mem is not self:
+                raise ValueError(f"{frame!r} belongs to another arena")
+            frame = frame.start_paddr
+        number = self.frame_at(frame)
+        self.check_shared("holders()")
+        return holders(self, number)
+
+    cdef bint make_room(self) except -1:
+        """When frames run out: take back what dead clients hold, and expired messages."""
+        if not self.span:
+            return False
+        report = reap(self)
+        return report.frames > 0 or report.tickets > 0 or report.adopted > 0
 
     # -- figures -------------------------------------------------------------------------------
 
@@ -289,7 +692,7 @@ cdef class PhysicalMemory(Arena):
             references=c.references,
             raw_references=c.raw,
             longest_free_run=longest_free_run(&self.a),
-            overhead=sum(size for _, _, size in self.tables),
+            overhead=sum(size for _, paddr, size in self.tables if paddr < self.a.size),
             frames_by_type=frames_by_type,
         )
 
@@ -333,12 +736,19 @@ cdef class PhysicalMemory(Arena):
         slots = self.slots
         columns = table_array(
             self, self.a.slots, self.a.frames << self.a.slot_shift, slot_dtype(self, meta_type), None)
-        dead = (slots["type"] != type_id) | (slots["count"] == PF_UNUSED) | (slots["count"] == PF_BUSY)
+        count = slots["count"]
+        dead = (slots["type"] != type_id) | (count == PF_UNUSED) | (count == PF_BUSY) | (
+            count == PF_ORPHAN)
         return np.ma.MaskedArray(columns, mask=dead)
 
     @property
     def types(self):
-        """Metadata types known to the arena: number -> class, the numbers that `slots` shows."""
+        """Metadata types known to the arena: number -> class, the numbers that `slots` shows.
+
+        A class that this process has not defined is an `OpaqueMeta`.
+        """
+        if self.a.open:
+            know_types(self)
         return dict(enumerate(self.classes[1:], 1))
 
     # -- allocation ----------------------------------------------------------------------------
@@ -505,21 +915,85 @@ cdef class PhysicalMemory(Arena):
         frames = trim(&self.a)
         return frames
 
+    # -- arrays --------------------------------------------------------------------------------
+
+    def array(self, shape, dtype=float, *, order="C", bint zeroed=True):
+        """Allocate a NumPy array over contiguous frames.
+
+        Parameters
+        ----------
+        shape : int or tuple of int
+        dtype : data-type
+            Anything but objects.
+        order : {"C", "F"}
+            Rows or columns first.
+        zeroed : bool
+            Fill it with zeros. Otherwise it shows what the frames' last users left.
+
+        Returns
+        -------
+        FrameArray
+            A `numpy.ndarray` that holds its frames, and is pickled as a handle if the
+            arena is shared.
+
+        Raises
+        ------
+        OutOfFramesError
+            If no run of frames is long enough.
+        FrameTypeError
+            If the data type holds objects.
+        """
+        return new_array(self, shape, dtype, order, zeroed)
+
+    def zeros(self, shape, dtype=float, *, order="C"):
+        """Allocate an array of zeros; see `array`."""
+        return new_array(self, shape, dtype, order, True)
+
+    def empty(self, shape, dtype=float, *, order="C"):
+        """Allocate an array that shows what the frames' last users left; see `array`."""
+        return new_array(self, shape, dtype, order, False)
+
+    def asarray(self, array):
+        """Return an array over frames of this arena with the same elements.
+
+        Parameters
+        ----------
+        array : array_like
+            Copied, once, unless it lies in frames of this arena already.
+
+        Returns
+        -------
+        FrameArray
+
+        Raises
+        ------
+        OutOfFramesError, FrameTypeError
+            As `array` does.
+        """
+        return array_like(self, array)
+
     # -- closing -------------------------------------------------------------------------------
 
     @cython.critical_section
     def close(self):
-        """Give the arena's memory back. Does nothing if it is closed already.
+        """Give the arena's memory back; of a shared arena, leave it.
+
+        Does nothing if it is closed already. The last client that leaves a shared
+        arena takes it with it, unless it was created with ``unlink_on_last=False``.
 
         Raises
         ------
         ArenaInUseError
-            If handles, views or raw references still hold frames; says how many.
+            If handles, views or raw references of this process still hold frames;
+            says how many.
         """
         cdef census c
         cdef uint64_t used
         cdef uint32_t views
         if not self.a.open:
+            return
+        if self.span:
+            self.detach()
             return
         # From the count to the decision no other code may run, the collector's included.
         count_frames(&self.a, &c)
@@ -531,6 +1005,25 @@ cdef class PhysicalMemory(Arena):
         raise ArenaInUseError(
             f"the arena can't be closed: {used} frames are held by {c.references} references, "
             f"{c.raw} of them raw, and {views} arrays over its tables live")
+
+    cdef int detach(self) except -1:
+        """Leave a shared arena, of which this process must hold nothing."""
+        cdef ledger_walk walk = walk_ledger(self, self.a.client)
+        cdef uint64_t frame
+        cdef uint64_t frames = 0
+        cdef uint64_t references = 0
+        cdef uint32_t views = pf_load_relaxed_u32(&self.a.views)
+        while next_held(&walk, &frame):
+            frames += 1
+            references += walk.ledger[frame]
+        if frames or views:
+            raise ArenaInUseError(
+                f"the arena can't be closed: this process holds {frames} frames by {references} "
+                f"references, and {views} arrays over its tables live")
+        self.leave()
+        self.release_memory()
+        self.drop_file()
+        return 0
 
     def __enter__(self):
         self.check_open()
@@ -544,14 +1037,115 @@ cdef class PhysicalMemory(Arena):
             if exc_type is None:
                 raise
 
-    def __reduce__(self):
-        raise TypeError("a private arena can't be pickled")
-
     def __repr__(self):
         if not self.a.open:
             return f"<{type(self).__name__} closed>"
         return (f"<{type(self).__name__} of {self.a.size} bytes: {self.a.frames} frames of "
                 f"{1 << self.a.page_shift}, {free_frames(&self.a)} free>")
+
+
+cdef object in_range(str name, object value, uint64_t low, uint64_t high):
+    value = as_int(value)
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in {low} .. {high}, not {value}")
+    return value
+
+
+cdef object arena_size(object size, uint64_t page):
+    """A size that an arena can have."""
+    size = parse_size(size)
+    if size <= 0 or size % page:
+        raise ValueError(f"size must be a positive multiple of the page size {page}, not {size}")
+    if size // page >= MAX_FRAMES:
+        raise ValueError(f"{size // page} frames are too many: an arena has fewer than {MAX_FRAMES}")
+    return size
+
+
+cdef object place_of(object name, object path):
+    """The file of an arena that has a name or a path; None if it has neither."""
+    if name is not None and path is not None:
+        raise TypeError("an arena has a name or a path, not both")
+    if path is not None:
+        return Path(os.fsdecode(path)).absolute()
+    return None if name is None else backing.path_of(name)
+
+
+cdef object attach_file(object cls, int fd, object where):
+    """Attach to the arena in an open file, which is closed if that fails."""
+    cdef PhysicalMemory self = cls.__new__(cls)
+    label = "the arena" if where is None else str(where)
+    self.fd = fd
+    self.path = where
+    header = backing.read_header(fd, label)
+    backing.check_owner(fd, label)
+    self.map_shared(
+        fd, header.size, header.tables["areas"][1], header.page_size, header.slot_size)
+    self.find_tables()
+    self.own_frames = header.own_frames
+    self.classes.append(None)
+    self.a.types_known = 1
+    know_types(self)
+    backing.lock(fd, backing.MEMBERSHIP, True)
+    try:
+        if self.a.header.gone:
+            raise ArenaNotFoundError(f"the last client of {label} has left and taken it along")
+        self.join()
+    finally:
+        backing.unlock(fd, backing.MEMBERSHIP)
+    reap(self)
+    return self
+
+
+cdef object arena_info(int fd, object where):
+    """What is to be known of the arena in an open file, which is closed; None if it is none."""
+    try:
+        header = backing.read_header(fd, str(where))
+        return ArenaInfo(
+            name=None if where is None else backing.name_of(where), path=where, id=header.id.hex(),
+            size=header.size, page_size=header.page_size, clients=backing.count_clients(fd, header))
+    except BadArenaError:
+        return None
+    finally:
+        os.close(fd)
+
+
+exit_arranged = []      # process ids in which leave_all() will run at the end
+
+
+def leave_all():
+    """At the end of the process: leave all arenas, unless a thread still works in one."""
+    for mem in list(shared_arenas):
+        if (<PhysicalMemory>mem).a.open and not (<PhysicalMemory>mem).working:
+            (<PhysicalMemory>mem).leave()
+            (<PhysicalMemory>mem).drop_file()
+
+
+cdef int leave_at_exit() except -1:
+    """Have leave_all() run when this process ends, which for a child of multiprocessing is not atexit."""
+    if exit_arranged and exit_arranged[-1] == os.getpid():
+        return 0
+    if not exit_arranged:
+        atexit.register(leave_all)
+        os.register_at_fork(after_in_child=leave_at_exit_of_child)
+    exit_arranged.append(os.getpid())
+    leave_at_exit_of_child()
+    return 0
+
+
+def leave_at_exit_of_child():
+    """Children of multiprocessing end without running what is registered with atexit."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is None:
+        return
+    # Its own finalizers, such as joining the threads of queues, have higher priorities. A child
+    # forgets those of its parent when it begins, and then runs what is registered here.
+    util.register_after_fork(leave_all, arrange_finalizer)
+    arrange_finalizer(leave_all)
+
+
+def arrange_finalizer(function):
+    """Register with multiprocessing."""
+    sys.modules["multiprocessing.util"].Finalize(None, function, exitpriority=-100)
 
 
 cdef int reserve(pf_arena *a, uint64_t start, uint64_t stop, uint32_t type_id) except -1:

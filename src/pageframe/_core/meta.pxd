@@ -14,6 +14,7 @@ cdef enum:
     TYPE_META_PAGE = 2
     TYPE_RESERVED = 3
     TYPE_UNUSABLE = 4
+    TYPE_TICKET_PAGE = 5
 
 
 @cython.no_gc
@@ -29,6 +30,7 @@ cdef class MetaView:
     cdef uint32_t list_id
     cdef uint32_t *list_alive   # of a list's element: the list's id, while the list lives
     cdef bint writable
+    cdef uint32_t epoch         # of the process that may write
     cdef Py_ssize_t first       # the fields lie from here, behind the links of a list,
     cdef Py_ssize_t room        # to here
 
@@ -41,5 +43,6 @@ cdef uint32_t type_id_of(Arena mem, object cls) except 0
 cdef object class_of(Arena mem, const pf_slot *slot)
 cdef MetaView meta_value(Arena mem, object meta, uint32_t *type_id)
 cdef int register_builtin(Arena mem) except -1
+cdef int know_types(Arena mem) except -1
 cdef void run_on_drop(Arena mem, pf_slot *slot) noexcept
 cdef object slot_dtype(Arena mem, object cls)

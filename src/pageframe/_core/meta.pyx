@@ -19,27 +19,40 @@ Arenas know a type by a number.  The registry in the arena records what must be
 equal wherever the arena is used: the name, the size and a fingerprint of the
 layout.  Two classes with the same name and layout are the same type; of such
 classes views are made of the one that the arena has met last.
+
+In a shared arena other processes register types, too.  A process that has defined a
+class of that name and layout uses it without being told; otherwise the type shows as
+an `OpaqueMeta`, a class without fields.  Nothing is ever imported on account of an
+arena.
 """
 
 import inspect
 import typing
+import weakref
 
 cimport cython
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset, strlen
+from libc.string cimport memcpy, memset
 
 from pageframe._core.arena cimport (
-    PF_ARENA, PF_LINKED, PF_ON_DROP, PF_REGISTERED, PF_TYPE_NAME, PF_UNTYPED, Arena, as_int,
-    pf_bytes_at, pf_fnv1a, pf_frame_of, pf_type)
-from pageframe._core.errors import FrameGoneError, FrameTypeError, MovedError
+    PF_ARENA, PF_LINKED, PF_ON_DROP, PF_OPAQUE, PF_REGISTERED, PF_TABLE_TYPES, PF_TYPE_NAME,
+    PF_UNTYPED, Arena, as_int, pf_bytes_at, pf_fnv1a, pf_frame_of, pf_type)
+from pageframe._core import backing
+from pageframe._core.errors import (
+    ArenaDamagedError, FrameGoneError, FrameTypeError, MovedError)
 from pageframe._core.field_type cimport (
     FieldType, add_word, cas_word, copy_field, from_word, load_field, store_field, store_word,
     to_word)
 from pageframe._core import field_type
 from pageframe._core.io cimport VmReader, reader_over
-from pageframe._core.slot cimport PF_SLOT_HEADER, PF_SLOT_MAX, pf_slot
+from pageframe._core.ledger cimport PF_S_type_count, PF_S_type_entry, pf_step
+from pageframe._core.slot cimport (
+    PF_SLOT_HEADER, PF_SLOT_MAX, pf_load_acquire_u32, pf_slot, pf_store_release_u32)
+
+cdef extern from "string.h":
+    size_t strnlen(const char *, size_t)
 
 cdef extern from "Python.h":
     void PyErr_WriteUnraisable(object)
@@ -78,7 +91,8 @@ cdef inline int check_view(MetaView view) except -1:
         return raise_moved_view(view)
     if (not view.arena.open or view.slot.generation != view.generation
             or view.slot.list_id != view.list_id
-            or (view.list_alive != NULL and view.list_alive[0] != view.list_id)):
+            or (view.list_alive != NULL and view.list_alive[0] != view.list_id)
+            or (view.writable and view.epoch != view.arena.epoch)):
         return raise_view_gone(view)
     return 0
 
@@ -311,7 +325,9 @@ cdef class MetaLayout:
             offset += field_type.size
         self.size = -(-offset // 8) * 8
         self.fields = tuple(fields)
-        self.name = f"{cls.__module__}.{cls.__qualname__}"
+        # The main module of a spawned process has another name for the same thing.
+        module = "__main__" if cls.__module__ == "__mp_main__" else cls.__module__
+        self.name = f"{module}.{cls.__qualname__}"
         if self.size > PF_SLOT_MAX - PF_SLOT_HEADER:
             raise FrameTypeError(
                 f"{self.name} takes {self.size} bytes, the largest slot has "
@@ -334,6 +350,7 @@ cdef MetaLayout make_layout(cls, dict declared):
 
 
 cdef tuple taken_names = ()
+cdef dict defined_types = {}    # (name, fingerprint) -> weak reference to the class defined last
 
 
 class MetaBase:
@@ -478,6 +495,8 @@ class FrameMetaType(type):
             type.__setattr__(cls, field.name, field)
         type.__setattr__(cls, "__layout__", layout)
         set_up_instances(cls)
+        if not marked(cls, "__opaque__"):
+            defined_types[layout.name, layout.fingerprint] = weakref.ref(cls)
         return cls
 
     def __setattr__(cls, name, value):
@@ -515,7 +534,7 @@ class FrameMeta(MetaBase, MetaView, metaclass=FrameMetaType):
     ``bytes_[n]`` (also spelled ``Annotated[bytes, n]``, which type checkers
     understand; shorter values are padded with zeros) and ``atomic_u8`` …
     ``atomic_i64``. A field without a default starts as zero. A type is fixed once
-    made; subclasses add fields. An arena has room for 60 types.
+    made; subclasses add fields. An arena has room for 59 types.
 
     Parameters
     ----------
@@ -547,6 +566,19 @@ class Link(FrameMeta):
 
     __module__ = "pageframe"
     __linked__ = True
+
+
+class OpaqueMeta(FrameMeta):
+    """Base of what stands for a type that this process has not defined: no fields, just its name."""
+
+    __module__ = "pageframe"
+    __opaque__ = True
+
+
+class TicketPageMeta(FrameMeta):
+    """Carried by frames that list the frames of a message in transit."""
+
+    __module__ = "pageframe"
 
 
 class MetaPageMeta(FrameMeta):
@@ -591,51 +623,139 @@ cdef bint is_meta_type(object cls) except -1:
 
 @cython.critical_section
 cdef object register_type(Arena mem, object cls):
+    """Give a class its number in an arena."""
     cdef MetaLayout layout = layout_of(cls)
     cdef uint32_t room = (1u << mem.a.slot_shift) - PF_SLOT_HEADER
-    cdef uint32_t count = mem.a.header.type_count
     cdef uint32_t type_id
-    cdef pf_type *entry
     cdef bytes name = layout.name.encode()
     if layout.size > room:
         raise FrameTypeError(
             f"{layout.name} takes {layout.size} bytes, a slot of this arena has {room}")
     if len(name) >= PF_TYPE_NAME:
         raise FrameTypeError(f"{layout.name}: the name is longer than {PF_TYPE_NAME - 1} bytes")
+    if marked(cls, "__opaque__"):
+        raise FrameTypeError(f"{layout.name} is opaque: this process has not defined it")
+    if mem.fd < 0:
+        type_id = register_layout(mem, layout, name)
+    else:
+        offset = mem.a.header.tables[PF_TABLE_TYPES].offset
+        backing.lock(mem.fd, offset, True)
+        try:
+            type_id = register_layout(mem, layout, name)
+        finally:
+            backing.unlock(mem.fd, offset)
+    set_class(mem, type_id, cls)
+    return type_id
+
+
+cdef uint32_t register_layout(Arena mem, MetaLayout layout, bytes name) except 0:
+    """Find a type in the registry, or add it; of a shared arena under a lock."""
+    cdef uint32_t count
+    cdef uint32_t type_id
+    cdef pf_type *entry
+    know_types(mem)
+    count = mem.a.types_known - 1
     for type_id in range(1, count + 1):
         entry = &mem.a.types[type_id - 1]
         # A class with the name of one of the arena's own has another fingerprint.
-        if entry.fingerprint == layout.fingerprint and entry.name[:strlen(entry.name)] == name:
-            break
-    else:
-        if count == mem.a.header.type_capacity:
-            raise FrameTypeError(
-                f"no room to register {layout.name}: the arena has its {count} types already")
-        type_id = count + 1
-        entry = &mem.a.types[count]
-        entry.fingerprint = layout.fingerprint
-        entry.size = layout.size
-        entry.flags = layout.flags & PF_REGISTERED
-        memcpy(entry.name, <const char *>name, len(name) + 1)
-        mem.a.header.type_count = type_id
-        mem.classes.append(None)
+        if entry.fingerprint == layout.fingerprint and entry_name(entry) == name:
+            entry.flags |= layout.flags & PF_ON_DROP
+            return type_id
+    if count == mem.a.header.type_capacity:
+        raise FrameTypeError(
+            f"no room to register {layout.name}: the arena has its {count} types already")
+    entry = &mem.a.types[count]
+    pf_step(PF_S_type_entry)
+    entry.fingerprint = layout.fingerprint
+    entry.size = layout.size
+    entry.flags = layout.flags & (PF_REGISTERED | PF_ON_DROP)
+    memcpy(entry.name, <const char *>name, len(name) + 1)
+    pf_step(PF_S_type_count)
+    # Release pairs with the acquire in know_types().
+    pf_store_release_u32(&mem.a.header.type_count, count + 1)
+    mem.classes.append(None)
+    mem.a.types_known = count + 2
+    return count + 1
+
+
+cdef bytes entry_name(const pf_type *entry):
+    return entry.name[:strnlen(entry.name, PF_TYPE_NAME)]
+
+
+cdef int set_class(Arena mem, uint32_t type_id, object cls) except -1:
+    """Use a class for a type of an arena."""
+    cdef MetaLayout layout = layout_of(cls)
+    mem.classes[type_id] = cls
     mem.a.type_info[type_id].size = layout.size
     mem.a.type_info[type_id].flags = layout.flags
-    mem.classes[type_id] = cls
     mem.known_classes.append(cls)
     mem.type_ids[<size_t><void *>cls] = type_id
-    return type_id
+    return 0
+
+
+cdef int know_types(Arena mem) except -1:
+    """Take over the types that other processes have registered."""
+    cdef uint32_t count = pf_load_acquire_u32(&mem.a.header.type_count)
+    cdef uint32_t type_id
+    if count > mem.a.header.type_capacity:
+        raise ArenaDamagedError(
+            f"the arena says that it has {count} types, there is room for {mem.a.header.type_capacity}")
+    for type_id in range(mem.a.types_known, count + 1):
+        mem.classes.append(None)
+        mem.a.types_known = type_id + 1
+        if not use_defined(mem, type_id):
+            use_opaque(mem, type_id)
+    return 0
+
+
+cdef bint use_defined(Arena mem, uint32_t type_id) except -1:
+    """Use the class that this process has defined for a type; False if there is none."""
+    cdef const pf_type *entry = &mem.a.types[type_id - 1]
+    found = defined_types.get((entry_name(entry).decode(errors="replace"), entry.fingerprint))
+    cls = found and found()
+    if cls is None or layout_of(cls).size != entry.size:
+        return False
+    set_class(mem, type_id, cls)
+    return True
+
+
+cdef int use_opaque(Arena mem, uint32_t type_id) except -1:
+    """Make a class without fields that stands for a type which this process has not defined."""
+    cdef const pf_type *entry = &mem.a.types[type_id - 1]
+    cdef uint32_t room = (1u << mem.a.slot_shift) - PF_SLOT_HEADER
+    name = entry_name(entry).decode(errors="replace")
+    bases = [OpaqueMeta]
+    if entry.flags & PF_LINKED:
+        bases.append(Link)
+    if entry.flags & PF_UNTYPED:
+        bases.append(UntypedFrameMeta)
+    module, _, qualname = name.rpartition(".")
+    mem.classes[type_id] = FrameMetaType(
+        qualname or "Unnamed", tuple(bases), {"__module__": module, "__opaque__": True})
+    mem.a.type_info[type_id].size = min(entry.size, room)
+    mem.a.type_info[type_id].flags = (entry.flags & (PF_UNTYPED | PF_LINKED | PF_ON_DROP)) | PF_OPAQUE
+    return 0
 
 
 cdef int register_builtin(Arena mem) except -1:
     mem.classes.append(None)    # type ids begin at 1
-    for cls in (UntypedFrameMeta, MetaPageMeta, ReservedMemoryMeta, UnusableMemoryMeta):
+    mem.a.types_known = 1
+    for cls in (
+            UntypedFrameMeta, MetaPageMeta, ReservedMemoryMeta, UnusableMemoryMeta, TicketPageMeta):
         register_type(mem, cls)
     return 0
 
 
 cdef object class_of(Arena mem, const pf_slot *slot):
-    return mem.classes[slot.type_id]
+    """The class of a frame's metadata; None if it never had any, or the arena was closed."""
+    cdef uint32_t type_id = slot.type_id
+    if type_id >= mem.a.types_known:
+        know_types(mem)
+        if type_id >= mem.a.types_known:
+            raise ArenaDamagedError(f"a slot has type {type_id}, the arena has {mem.a.types_known - 1}")
+    if mem.a.type_info[type_id].flags & PF_OPAQUE:
+        use_defined(mem, type_id)
+    return mem.classes[type_id]
 
 
 cdef MetaView meta_value(Arena mem, object meta, uint32_t *type_id):
@@ -685,7 +805,7 @@ cdef MetaView new_instance(object cls):
 cdef MetaView view_slot(
         Arena mem, pf_slot *slot, object owner, pf_slot **guard, bint writable):
     """A view of a slot, valid while guard points to the slot; owner keeps guard alive."""
-    cdef object cls = mem.classes[slot.type_id]
+    cdef object cls = class_of(mem, slot)
     cdef MetaView view
     if cls is None:     # type 0: the arena was closed under us
         mem.check_open()
@@ -701,6 +821,7 @@ cdef MetaView view_slot(
     view.generation = slot.generation
     view.list_id = slot.list_id
     view.writable = writable
+    view.epoch = mem.a.epoch
     return view
 
 

@@ -28,5 +28,6 @@ cdef class USegment(Segment):
     """A reference to each frame of a run of untyped frames."""
 
 
+cdef void give_up(Arena mem, uint64_t first, uint64_t count) noexcept
 cdef Segment make_segment(Arena mem, uint64_t first, uint64_t count)
 cdef Segment alloc_segment(Arena mem, uint64_t count, object meta_fn, bint zeroed, object align)

@@ -24,10 +24,10 @@ from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport (
     Handle, MetaSource, ask_each, begin_life, claim_exactly, index_within, meta_sources, movable,
     obtain_run, put, raise_get, raise_moved, raw_add, raw_take, zero_used)
+from pageframe._core.ledger cimport pf_ref_inc, pf_ref_put
 from pageframe._core.meta cimport class_of, slot_dtype
 from pageframe._core.slot cimport (
-    PF_E_OVERFLOW, PF_E_UNIQUE, PF_OK, pf_slot, pf_slot_in_use, pf_slot_inc, pf_slot_put,
-    pf_slot_retire)
+    PF_E_OVERFLOW, PF_E_UNIQUE, PF_OK, pf_slot, pf_slot_in_use, pf_slot_retire)
 from pageframe._core.user_allocator cimport user_dealloc
 
 cdef enum:
@@ -65,7 +65,7 @@ cdef void put_range(pf_arena *a, uint64_t first, uint64_t count) noexcept nogil:
     cdef pf_slot *slot
     for frame in range(first, first + count):
         slot = pf_slot_at(a, frame)
-        if pf_slot_put(slot):
+        if pf_ref_put(a, slot):
             pf_slot_retire(slot)
             ended |= 1ull << (frame & 63)
         if ended and (frame & 63 == 63 or frame == first + count - 1):
@@ -77,7 +77,7 @@ cdef uint64_t inc_range(pf_arena *a, uint64_t first, uint64_t count) noexcept no
     """Take a reference to each frame; returns how many could be had."""
     cdef uint64_t frame
     for frame in range(first, first + count):
-        if pf_slot_inc(pf_slot_at(a, frame)) != PF_OK:
+        if pf_ref_inc(a, pf_slot_at(a, frame)) != PF_OK:
             return frame - first
     return count
 
@@ -94,8 +94,10 @@ cdef void give_up(Arena mem, uint64_t first, uint64_t count) noexcept:
     elif count < MANY:
         put_range(&mem.a, first, count)
     else:
+        mem.working += 1
         with nogil:
             put_range(&mem.a, first, count)
+        mem.working -= 1
 
 
 cdef int hold_range(Arena mem, uint64_t first, uint64_t count) except -1:
@@ -156,8 +158,10 @@ cdef int build(object cls, Arena mem, uint64_t first, uint64_t count, MetaSource
     elif count < MANY:
         begin_range(&mem.a, first, count, source.type_id, source.storage, source.size, zeroed)
     else:
+        mem.working += 1
         with nogil:
             begin_range(&mem.a, first, count, source.type_id, source.storage, source.size, zeroed)
+        mem.working -= 1
     return 0
 
 

@@ -14,8 +14,10 @@
  *                  atomic fields aside.
  *   PF_UNIQUE      one UniqueFrame (or one LinkedList) owns the frame and
  *                  may write the storage.
+ *   PF_ORPHAN      nobody holds the frame, but its on_drop has not run: it waits
+ *                  for a process that knows the type (shared arenas only).
  *
- * Values between PF_MAX and PF_UNIQUE are never reached: an increment that
+ * Values between PF_MAX and PF_ORPHAN are never reached: an increment that
  * finds PF_MAX is taken back and refused.  PF_MAX leaves 2^63 - 2 values of
  * room, so increments that race with the refusal can't reach PF_UNIQUE.
  *
@@ -29,6 +31,8 @@
  *   1 <-> UNIQUE                  the only holder.
  *   BUSY -> UNUSED | UNIQUE       the thread that made it busy.
  *   UNIQUE -> BUSY                the owner.
+ *   BUSY -> ORPHAN                the thread that made it busy.
+ *   ORPHAN -> BUSY                whoever gets it by compare-and-swap.
  *
  * Once the slot is UNUSED the allocator bit is cleared, last of all.
  */
@@ -39,9 +43,11 @@
 #include <stdint.h>
 
 #include "atomic.h"
+#include "step.h"
 
 #define PF_UNUSED UINT64_MAX
 #define PF_UNIQUE (UINT64_MAX - 1)
+#define PF_ORPHAN (UINT64_MAX - 2)
 #define PF_BUSY UINT64_C(0)
 #define PF_MAX ((uint64_t)INT64_MAX)
 
@@ -92,7 +98,7 @@ static inline int pf_slot_taken(const pf_slot *s) {
     if (count == PF_UNIQUE)
         return PF_E_UNIQUE;
     /* UNUSED with its bit set: being claimed or released this moment. */
-    if (count == PF_BUSY || count == PF_UNUSED)
+    if (count == PF_BUSY || count == PF_UNUSED || count == PF_ORPHAN)
         return PF_E_BUSY;
     return PF_E_IN_USE;
 }
@@ -101,6 +107,7 @@ static inline int pf_slot_taken(const pf_slot *s) {
  * allocator bit, or a unique one that is shared.  Release: whoever reads this
  * count in pf_slot_get() also sees type and storage. */
 static inline void pf_slot_publish(pf_slot *s, uint64_t count) {
+    pf_step(PF_S_publish);
     pf_store_release_u64(&s->count, count);
 }
 
@@ -123,7 +130,7 @@ static inline int pf_slot_get(pf_slot *s) {
             return PF_E_UNUSED;
         if (count == PF_UNIQUE)
             return PF_E_UNIQUE;
-        if (count == PF_BUSY)
+        if (count == PF_BUSY || count == PF_ORPHAN)
             return PF_E_BUSY;
         if (count >= PF_MAX)
             return PF_E_OVERFLOW;
@@ -142,6 +149,12 @@ static inline int pf_slot_put(pf_slot *s) {
     return 1;
 }
 
+/* All the references there are, at once: true if they were, and the slot is busy
+ * and ours.  The order is that of pf_slot_put(). */
+static inline int pf_slot_end(pf_slot *s, uint64_t references) {
+    return pf_slot_count(s) == references && pf_cas_acq_rel_u64(&s->count, references, PF_BUSY);
+}
+
 /* From the only reference to unique ownership.  Acquire pairs with the
  * releases of the holders that went before. */
 static inline int pf_slot_try_unique(pf_slot *s) {
@@ -150,14 +163,18 @@ static inline int pf_slot_try_unique(pf_slot *s) {
 
 /* Make a unique slot of ours busy.  Relaxed: nobody reads anything on its word. */
 static inline void pf_slot_make_busy(pf_slot *s) {
+    pf_step(PF_S_unique_busy);
     pf_store_relaxed_u64(&s->count, PF_BUSY);
 }
 
-/* End a life: the slot must be busy, and ours.  The allocator bit,
- * cleared afterwards with release, orders these stores for the next owner. */
+/* End a life: the slot must be busy, and ours.  The allocator bit, cleared
+ * afterwards with release, orders these stores for the next owner; release here
+ * keeps them in this order where a process may be killed between. */
 static inline void pf_slot_retire(pf_slot *s) {
-    pf_store_relaxed_u64(&s->generation, s->generation + 1);
-    pf_store_relaxed_u64(&s->count, PF_UNUSED);
+    pf_step(PF_S_retire_generation);
+    pf_store_release_u64(&s->generation, s->generation + 1);
+    pf_step(PF_S_retire_count);
+    pf_store_release_u64(&s->count, PF_UNUSED);
 }
 
 #endif

@@ -34,10 +34,17 @@ cdef extern from "atomic.h" nogil:
     int32_t pf_exchange_i32(int32_t *, int32_t)
     uint64_t pf_exchange_u64(uint64_t *, uint64_t)
     void pf_store_release_u64(uint64_t *, uint64_t)
+    void pf_store_release_u32(uint32_t *, uint32_t)
     uint64_t pf_and_release_u64(uint64_t *, uint64_t)
     bint pf_cas_release_u32(uint32_t *, uint32_t, uint32_t)
     bint pf_cas_acquire_u32(uint32_t *, uint32_t, uint32_t)
     bint pf_cas_acquire_u64(uint64_t *, uint64_t, uint64_t)
+    bint pf_cas_acq_rel_u64(uint64_t *, uint64_t, uint64_t)
+    uint32_t pf_exchange_u32(uint32_t *, uint32_t)
+    uint64_t pf_add_relaxed_u64(uint64_t *, uint64_t)
+    uint64_t pf_load_acquire_u64(const uint64_t *)
+    uint32_t pf_load_acquire_u32(const uint32_t *)
+    uint32_t pf_add_release_u32(uint32_t *, uint32_t)
 
 
 cdef extern from "slot.h" nogil:
@@ -52,6 +59,7 @@ cdef extern from "slot.h" nogil:
         PF_E_OVERFLOW
     const uint64_t PF_UNUSED
     const uint64_t PF_UNIQUE
+    const uint64_t PF_ORPHAN
     const uint64_t PF_BUSY
     const uint64_t PF_MAX
 
@@ -72,3 +80,4 @@ cdef extern from "slot.h" nogil:
     bint pf_slot_put(pf_slot *)
     bint pf_slot_try_unique(pf_slot *)
     void pf_slot_retire(pf_slot *)
+    bint pf_slot_end(pf_slot *, uint64_t)

@@ -6,6 +6,9 @@
 
 The count of such a frame is UNIQUE: nobody can take a reference by paddr, so
 nobody else reaches the slot.  To share the frame is to store 1 there.
+
+In a shared arena it has one owner among all processes, too: after a fork it stays with
+the parent, and the child's copy of the handle is as good as moved.
 """
 
 cimport cython
@@ -37,6 +40,8 @@ cdef UniqueFrame empty_unique(Arena mem):
     """A handle that still has no frame."""
     cdef UniqueFrame frame = UniqueFrame.__new__(UniqueFrame)
     frame.mem = mem
+    frame.sole = True
+    frame.epoch = mem.a.epoch
     return frame
 
 
@@ -148,5 +153,5 @@ cdef class UniqueFrame(Owner):
     @cython.critical_section
     def __releasebuffer__(self, Py_buffer *buffer):
         cdef pf_slot *slot = unexport_bytes(self)
-        if slot != NULL:
+        if slot != NULL and self.epoch == self.mem.a.epoch:
             put_unique(self.mem, slot)

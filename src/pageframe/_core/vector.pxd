@@ -21,4 +21,5 @@ cdef class FrameVec(Holder):
     cdef object numbers(self)
 
 
+cdef FrameVec empty_vec(Arena mem, Py_ssize_t count)
 cdef FrameVec alloc_frames(Arena mem, Py_ssize_t count, object meta_fn, bint zeroed)

@@ -24,9 +24,10 @@ from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport (
     Handle, MetaSource, ask_each, begin_life, held, index_within, meta_sources,
     obtain_one, put, raise_get, raise_moved, raise_out_of_frames, zero_used)
+from pageframe._core.ledger cimport pf_ref_inc, pf_ref_put
 from pageframe._core.meta cimport class_of, slot_dtype
 from pageframe._core.slot cimport (
-    PF_E_OVERFLOW, PF_OK, pf_slot, pf_slot_count, pf_slot_inc, pf_slot_put, pf_slot_retire)
+    PF_E_OVERFLOW, PF_OK, pf_slot, pf_slot_count, pf_slot_retire)
 from pageframe._core.user_allocator cimport user_dealloc
 
 cdef enum:
@@ -57,7 +58,7 @@ cdef void put_all(pf_arena *a, const uint64_t *frames, Py_ssize_t count) noexcep
             give_back_mask(a, word, ended)
             ended = 0
         slot = pf_slot_at(a, frames[i])
-        if pf_slot_put(slot):
+        if pf_ref_put(a, slot):
             pf_slot_retire(slot)
             word = frames[i] >> 6
             ended |= 1ull << (frames[i] & 63)
@@ -68,7 +69,7 @@ cdef void put_all(pf_arena *a, const uint64_t *frames, Py_ssize_t count) noexcep
 cdef Py_ssize_t inc_all(pf_arena *a, const uint64_t *frames, Py_ssize_t count) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(count):
-        if pf_slot_inc(pf_slot_at(a, frames[i])) != PF_OK:
+        if pf_ref_inc(a, pf_slot_at(a, frames[i])) != PF_OK:
             return i
     return count
 
@@ -85,8 +86,10 @@ cdef void give_up(Arena mem, const uint64_t *frames, Py_ssize_t count) noexcept:
     elif count < MANY:
         put_all(&mem.a, frames, count)
     else:
+        mem.working += 1
         with nogil:
             put_all(&mem.a, frames, count)
+        mem.working -= 1
 
 
 cdef int hold_all(Arena mem, const uint64_t *frames, Py_ssize_t count) except -1:
@@ -115,6 +118,8 @@ cdef int claim_for(FrameVec vec, Py_ssize_t wanted) except -1:
     cdef Py_ssize_t got = 0
     if mem.user_allocator is None:
         got = claim_many(&mem.a, wanted, vec.frames)
+        if got < wanted and mem.make_room():
+            got += claim_many(&mem.a, wanted - got, vec.frames + got)
         if got < wanted:
             give_all_back(vec, got)
             raise_out_of_frames(mem, wanted, 0)
@@ -159,9 +164,11 @@ cdef FrameVec alloc_frames(Arena mem, Py_ssize_t count, object meta_fn, bint zer
     elif count < MANY:
         begin_all(&mem.a, vec.frames, count, source.type_id, source.storage, source.size, zeroed)
     else:
+        mem.working += 1
         with nogil:
             begin_all(
                 &mem.a, vec.frames, count, source.type_id, source.storage, source.size, zeroed)
+        mem.working -= 1
     vec.count = count
     return vec
 

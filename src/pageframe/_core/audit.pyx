@@ -1,0 +1,293 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Audit: comparing all counts with all holders, and who the holders of a frame are.
+
+A frame's count must be the sum of what all ledgers and tickets say; its allocator bit
+must be set if and only if somebody owns the frame or a lane keeps it.  A process that
+is killed can leave a count that is too high, or a bit that nobody owns (ledger.h); a
+quiet arena shows these, and repairing lets them go.  Anything else means that the
+arena's memory was tampered with; that is reported, too.
+
+Ledgers and counts are not read at one moment.  So a frame that somebody works on is
+passed over, and nothing is repaired while an operation is in progress anywhere.
+"""
+
+from dataclasses import dataclass
+
+cimport cython
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from pageframe._core.allocator cimport give_back_range, my_lane, next_bit, recount_chunks, set_bit
+from pageframe._core.arena cimport (
+    PF_ARENA, PF_LANES, PF_TYPE_LIMIT, Arena, pf_arena, pf_client_count, pf_client_used, pf_lanes_of,
+    pf_ledger_of, pf_slot_at, pf_ticket, pf_type_flags)
+from pageframe._core.client cimport client_info, ledger_walk, next_held, walk_ledger
+from pageframe._core.handle cimport end_life
+from pageframe._core.ledger cimport PF_OP_NONE
+from pageframe._core.meta cimport know_types
+from pageframe._core.slot cimport (
+    PF_BUSY, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_load_acquire_u64,
+    pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot, pf_slot_count, pf_slot_in_use,
+    pf_slot_retire, pf_store_release_u32)
+from pageframe._core.ticket cimport TICKET_FREE, state_of, ticket_frame
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What an audit found.
+
+    Attributes
+    ----------
+    frames
+        Frames that were looked at: all of the arena.
+    clients
+        The clients, dead ones included that nobody has reaped.
+    tickets
+        Messages in transit.
+    orphans
+        Frames whose ``on_drop`` waits for a process that has defined their type.
+    leaked
+        Paddrs of frames that are not free though nobody holds them.
+    miscounted
+        Paddrs of frames in use whose count is more than their holders have.
+    damaged
+        Paddrs of frames whose count, bit and holders can't come about by any crash.
+    busy
+        Frames that somebody was working on, which could not be judged.
+    quiet
+        Whether no operation was in progress. If one was, nothing is repaired.
+    repaired
+        Whether what was found has been put right.
+    frames_by_type
+        Name of a metadata type -> leaked frames that carried it.
+    """
+
+    frames: int
+    clients: tuple
+    tickets: int
+    orphans: int
+    leaked: tuple
+    miscounted: tuple
+    damaged: tuple
+    busy: int
+    quiet: bool
+    repaired: bool
+    frames_by_type: dict
+
+    @property
+    def clean(self):
+        """Whether nothing was wrong."""
+        return not (self.leaked or self.miscounted or self.damaged)
+
+
+@dataclass(frozen=True)
+class FrameHolder:
+    """A process that holds a frame, or has sent it.
+
+    Attributes
+    ----------
+    pid, name, started
+        The process; see `ClientInfo`.
+    handles
+        References that its handles, segments, vectors and raw references have.
+    mappings
+        Entries of page tables that map the frame.
+    tickets
+        Messages with the frame that it has sent and nobody has loaded yet.
+    """
+
+    pid: int
+    name: str
+    started: float
+    handles: int
+    mappings: int
+    tickets: int
+
+
+cdef enum verdict:
+    FINE
+    ORPHAN
+    LEAKED          # not free, and nobody's
+    MISCOUNTED
+    DAMAGED
+    WORKED_ON
+
+
+cdef verdict judge(const pf_arena *a, uint64_t frame, uint64_t expected, bint kept) noexcept nogil:
+    """What is to be thought of a frame that has so many references."""
+    cdef const pf_slot *slot = pf_slot_at(a, frame)
+    cdef uint64_t count = pf_slot_count(slot)
+    cdef bint bit = next_bit(a, frame, frame + 1, True) == frame
+    if pf_slot_in_use(slot) and pf_type_flags(a, slot) & PF_ARENA:
+        expected += 1       # the arena's own
+    if count == PF_UNUSED:
+        if expected == 0:
+            return LEAKED if bit and not kept else DAMAGED if kept and not bit else FINE
+        return WORKED_ON if bit else DAMAGED
+    if not bit or kept:
+        return DAMAGED
+    if count == PF_ORPHAN:
+        return ORPHAN if expected == 0 else DAMAGED
+    if expected == 0:
+        return LEAKED
+    if count == PF_BUSY:
+        return WORKED_ON
+    if count == PF_UNIQUE:
+        return FINE if expected == 1 else DAMAGED
+    return FINE if count == expected else MISCOUNTED if count > expected else DAMAGED
+
+
+cdef bint quiet(pf_arena *a) noexcept nogil:
+    """Whether no lane of any client has an operation in progress."""
+    cdef uint32_t client, i
+    for client in range(pf_client_count(a)):
+        if pf_client_used(a, client):
+            for i in range(PF_LANES):
+                if pf_load_relaxed_u64(&pf_lanes_of(a, client)[i].op) != PF_OP_NONE:
+                    return False
+    return True
+
+
+cdef int count_holders(Arena mem, uint32_t *expected, uint8_t *kept) except -1:
+    """Add up all ledgers and tickets; note the frames that lanes keep. Returns the tickets."""
+    cdef uint32_t client, i
+    cdef uint64_t frame, k
+    cdef int64_t held
+    cdef ledger_walk walk
+    cdef int tickets = 0
+    cdef const pf_ticket *ticket
+    for client in range(pf_client_count(&mem.a)):
+        if not pf_client_used(&mem.a, client):
+            continue
+        walk = walk_ledger(mem, client)
+        while next_held(&walk, &frame):
+            expected[frame] += walk.ledger[frame]
+        for i in range(PF_LANES):
+            frame = pf_load_relaxed_u64(&pf_lanes_of(&mem.a, client)[i].kept) - 1
+            if frame < mem.a.frames:
+                kept[frame] = 1
+    for i in range(mem.a.header.ticket_capacity):
+        ticket = &mem.a.tickets[i]
+        if state_of(pf_load_acquire_u64(&ticket.word)) == TICKET_FREE:
+            continue
+        tickets += 1
+        for k in range(min(ticket.done, ticket.listed + ticket.count)):
+            held = ticket_frame(&mem.a, ticket, k)
+            if held >= 0:
+                expected[held] += 1
+    return tickets
+
+
+cdef object audit(Arena mem, bint repair):
+    """Compare all counts with all holders; with repair, let go of what nobody holds."""
+    cdef uint32_t *expected = <uint32_t *>calloc(mem.a.frames, sizeof(uint32_t))
+    cdef uint8_t *kept = <uint8_t *>calloc(mem.a.frames, 1)
+    cdef uint64_t frame
+    cdef verdict found
+    cdef uint64_t orphans = 0
+    cdef uint64_t busy = 0
+    cdef uint64_t by_type[PF_TYPE_LIMIT]
+    cdef uint32_t client
+    cdef bint still
+    paddrs = {LEAKED: [], MISCOUNTED: [], DAMAGED: []}
+    frames_by_type = {}
+    try:
+        if expected == NULL or kept == NULL:
+            raise MemoryError(f"no memory to audit {mem.a.frames} frames")
+        know_types(mem)
+        still = quiet(&mem.a)
+        tickets = count_holders(mem, expected, kept)
+        still = still and quiet(&mem.a)
+        repair = repair and still
+        for frame in range(mem.a.frames):
+            found = judge(&mem.a, frame, expected[frame], kept[frame])
+            if found == FINE:
+                continue
+            if found == ORPHAN:
+                orphans += 1
+            elif found == WORKED_ON:
+                busy += 1
+            else:
+                paddrs[found].append(frame << mem.a.page_shift)
+                if found == LEAKED:
+                    name = type_name(mem, frame)
+                    frames_by_type[name] = frames_by_type.get(name, 0) + 1
+                if repair:
+                    put_right(mem, frame, found, expected[frame])
+        if repair:
+            recount_chunks(&mem.a)
+            pf_store_release_u32(&mem.a.header.orphans, orphans)
+        clients = tuple([
+            client_info(mem, client) for client in range(pf_client_count(&mem.a))
+            if pf_client_used(&mem.a, client)])
+    finally:
+        free(expected)
+        free(kept)
+    return AuditReport(
+        frames=mem.a.frames, clients=clients, tickets=tickets, orphans=orphans,
+        leaked=tuple(paddrs[LEAKED]), miscounted=tuple(paddrs[MISCOUNTED]),
+        damaged=tuple(paddrs[DAMAGED]), busy=busy, quiet=still, repaired=repair,
+        frames_by_type=frames_by_type)
+
+
+cdef object type_name(Arena mem, uint64_t frame):
+    cdef uint32_t type_id = pf_slot_at(&mem.a, frame).type_id
+    if type_id == 0 or type_id >= mem.a.types_known:
+        return "none"
+    return mem.classes[type_id].__layout__.name
+
+
+cdef int put_right(Arena mem, uint64_t frame, verdict found, uint64_t expected) except -1:
+    """Make a frame agree with its holders."""
+    cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
+    cdef uint64_t count = pf_slot_count(slot)
+    if pf_type_flags(&mem.a, slot) & PF_ARENA and pf_slot_in_use(slot):
+        expected += 1
+    if found == LEAKED:
+        if count == PF_BUSY:        # its on_drop may have run
+            slot.list_id = 0
+            pf_slot_retire(slot)
+        elif count != PF_UNUSED:
+            if pf_cas_acq_rel_u64(&slot.count, count, PF_BUSY):
+                slot.list_id = 0
+                pf_store_release_u32(&mem.a.ledger[frame], 1)
+                end_life(mem, slot, True)
+            return 0
+        give_back_range(&mem.a, frame, 1)
+    elif pf_slot_in_use(slot) and expected:
+        # Whoever tampered with it: nobody who holds the frame may lose it.
+        set_bit(&mem.a, frame)
+        pf_cas_acq_rel_u64(&slot.count, count, expected)
+    return 0
+
+
+cdef list holders(Arena mem, uint64_t frame):
+    """Every process that holds a frame or has sent it."""
+    cdef uint32_t client, i
+    cdef uint64_t k
+    cdef const pf_ticket *ticket
+    handles = {}
+    tickets = {}
+    for client in range(pf_client_count(&mem.a)):
+        if pf_client_used(&mem.a, client):
+            info = client_info(mem, client)
+            handles[info.pid, info.started] = [info, pf_load_relaxed_u32(&pf_ledger_of(&mem.a, client)[frame])]
+    for i in range(mem.a.header.ticket_capacity):
+        ticket = &mem.a.tickets[i]
+        if state_of(pf_load_acquire_u64(&ticket.word)) == TICKET_FREE:
+            continue
+        for k in range(min(ticket.done, ticket.listed + ticket.count)):
+            if ticket_frame(&mem.a, ticket, k) == <int64_t>frame:
+                key = ticket.pid, ticket.started / 1e9
+                tickets[key] = tickets.get(key, 0) + 1
+    found = []
+    for key in dict.fromkeys([*handles, *tickets]):
+        info, held = handles.get(key, (None, 0))
+        if held or key in tickets:
+            found.append(FrameHolder(
+                pid=key[0], name=info.name if info else "gone", started=key[1], handles=held,
+                mappings=0, tickets=tickets.get(key, 0)))
+    return found

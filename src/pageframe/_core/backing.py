@@ -1,0 +1,435 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Where the bytes of a shared arena are, and the locks that tell who lives.
+
+An arena without a name lies in a memfd, sealed so that nobody can change its
+size; one with a name in a file under /dev/shm or at a path of the user's own.
+A named arena is complete before it gets its name, so nobody ever meets half an
+arena, and a creator that is killed leaves nothing behind.
+
+Locks are open-file-description locks on bytes of that file.  Each attached
+process opens the file for itself and holds the lock on its own record in the
+table of clients; the kernel drops it when the process is gone, however it went.
+Two more bytes are locked for moments: byte 0 while a client comes or goes, so
+that the last one to go knows that it is the last, and the first byte of the type
+registry while a type is added.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pageframe._core.errors import (
+    ArenaByteOrderError,
+    ArenaDamagedError,
+    ArenaExistsError,
+    ArenaForeignError,
+    ArenaFullError,
+    ArenaNameError,
+    ArenaNotFoundError,
+    ArenaPermissionError,
+    ArenaTruncatedError,
+    ArenaVersionError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SHM = Path("/dev/shm")
+PREFIX = "pageframe-"
+MEMFD = "/memfd:" + PREFIX
+NAME_MAX = 200
+
+MAGIC = b"PGFRAME\0"
+VERSION = 1
+BYTE_ORDER = 0x01020304
+HEADER_SIZE = 576
+CHECKED = 216  # bytes that the checksum covers; it follows them
+TABLES = ("header", "types", "clients", "tickets", "bits", "chunks", "slots", "areas")
+UNLINK_ON_LAST = 1
+GONE = 520  # offset of the word that says so
+MEMBERSHIP = 0  # offset of the byte that is locked while a client comes or goes
+
+# struct flock: type, whence, start, length, pid
+_FLOCK = struct.Struct("hhqqi0q")
+
+
+class Header(NamedTuple):
+    """What the header of an arena says that never changes, and whether it is gone."""
+
+    size: int
+    frames: int
+    page_size: int
+    slot_size: int
+    type_capacity: int
+    client_capacity: int
+    tables: dict[str, tuple[int, int]]
+    id: bytes
+    own_frames: int
+    area_size: int
+    ticket_capacity: int
+    flags: int
+    gone: bool
+
+
+_HEADER = struct.Struct("=8sIIQQIIII16Q16sQQIIQ")
+
+
+def fnv1a(data: bytes) -> int:
+    """Return the FNV-1a hash of some bytes, 64 bits wide."""
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return value
+
+
+def read_header(fd: int, where: str) -> Header:
+    """Read and check the header of an arena.
+
+    Raises
+    ------
+    ArenaForeignError
+        If the file is empty or holds something else.
+    ArenaByteOrderError, ArenaVersionError
+        If it was made by a machine or a version that this one can't understand.
+    ArenaTruncatedError
+        If the file is shorter than the header says.
+    ArenaDamagedError
+        If the header contradicts its checksum, or itself.
+    """
+    data = os.pread(fd, HEADER_SIZE, 0)
+    if not data:
+        raise ArenaForeignError(f"{where} is empty: no arena")
+    if len(data) < HEADER_SIZE:
+        if data[:8] == MAGIC[: len(data[:8])]:
+            raise ArenaTruncatedError(f"{where} has {len(data)} bytes, less than the header of an arena")
+        raise ArenaForeignError(f"{where} is no arena: it has {len(data)} bytes")
+    magic, version, order, size, frames, page, slot, types, clients, *rest = _HEADER.unpack(
+        data[: _HEADER.size]
+    )
+    offsets, (arena_id, own, area, tickets, flags, checksum) = rest[:16], rest[16:]
+    if magic != MAGIC:
+        if magic == MAGIC[::-1]:
+            raise ArenaByteOrderError(f"{where} is an arena of a machine with another byte order")
+        raise ArenaForeignError(f"{where} is no arena: it begins with {magic!r}")
+    if order != BYTE_ORDER:
+        if order == int.from_bytes(BYTE_ORDER.to_bytes(4, "little"), "big"):
+            raise ArenaByteOrderError(f"{where} is an arena of a machine with another byte order")
+        raise ArenaDamagedError(f"{where} is damaged: its byte order is {order:#x}")
+    if version != VERSION:
+        raise ArenaVersionError(f"{where} has version {version} of the format, this is version {VERSION}")
+    if checksum != fnv1a(data[:CHECKED]):
+        raise ArenaDamagedError(f"{where} is damaged: the checksum of its header is wrong")
+    tables = {name: (offsets[2 * i], offsets[2 * i + 1]) for i, name in enumerate(TABLES)}
+    header = Header(
+        size, frames, page, slot, types, clients, tables, arena_id, own, area, tickets, flags,
+        data[GONE : GONE + 4] != b"\0\0\0\0",
+    )  # fmt: skip
+    check_geometry(header, where)
+    length = os.fstat(fd).st_size
+    if length < size + tables["areas"][1]:
+        raise ArenaTruncatedError(
+            f"{where} has {length} bytes of {size + tables['areas'][1]}: it was truncated"
+        )
+    return header
+
+
+def check_geometry(header: Header, where: str) -> None:
+    """Refuse a header whose figures can't be true together, whatever its checksum says."""
+    chunks = -(-header.frames // 512)
+    least = {
+        "header": HEADER_SIZE,
+        "types": 256 * header.type_capacity,
+        "clients": 128 * header.client_capacity,
+        "tickets": 64 * header.ticket_capacity,
+        "bits": 64 * chunks,
+        "chunks": 8 * chunks,
+        "slots": header.slot_size * header.frames,
+    }
+    sound = (
+        header.page_size.bit_count() == header.slot_size.bit_count() == 1
+        and 4096 <= header.page_size <= 1 << 30
+        and 64 <= header.slot_size <= 256
+        and 0 < header.frames < 1 << 32
+        and header.size == header.frames * header.page_size
+        and 0 < header.type_capacity < 128
+        and 0 < header.client_capacity <= 4096
+        and header.area_size % 4096 == 0
+        and header.area_size >= 4096 + 4 * header.frames
+        and header.tables["areas"] == (header.size, header.client_capacity * header.area_size)
+        and header.tables["header"][0] == 0
+    )
+    for name, size in least.items():
+        offset, given = header.tables[name]
+        sound = sound and offset % 4096 == 0 and size <= given and offset + given <= header.size
+    if not sound:
+        raise ArenaDamagedError(f"{where} is damaged: the sizes in its header contradict each other")
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def path_of(name: str) -> Path:
+    """Return where the arena of a name lies.
+
+    Raises
+    ------
+    ArenaNameError
+        If the name can't be that of a file in one folder.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of an arena is a string, not {type(name).__name__}")
+    if not name or "/" in name or "\0" in name or len(os.fsencode(name)) > NAME_MAX:
+        raise ArenaNameError(
+            f"{name!r} is no name for an arena: it must have 1 to {NAME_MAX} bytes and no slash"
+        )
+    return SHM / (PREFIX + name)
+
+
+def name_of(path: Path) -> str | None:
+    """Return the name of an arena under /dev/shm; None for a file elsewhere."""
+    return path.name.removeprefix(PREFIX) if path.parent == SHM else None
+
+
+def create_file(path: Path | None, label: str, total: int, reserved: int) -> int:
+    """Return a descriptor of a new file, which has no name yet.
+
+    Parameters
+    ----------
+    path
+        Where it will lie; None for a memfd.
+    label
+        Shown by the system for a memfd.
+    total
+        Bytes of the file.
+    reserved
+        Bytes from its start that the file system must set aside now.
+
+    Raises
+    ------
+    ArenaFullError
+        If the file system has not that much room.
+    """
+    if path is None:
+        fd = os.memfd_create(PREFIX + label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, total)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+    fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(fd, total)
+        reserve(fd, 0, reserved, str(path))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def reserve(fd: int, offset: int, size: int, where: str) -> None:
+    """Have the file system set memory aside, so that touching it can't fail later."""
+    try:
+        os.posix_fallocate(fd, offset, size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        raise ArenaFullError(
+            error.errno, f"the file system can't hold {size} bytes more: {error.strerror}", where
+        ) from None
+
+
+def publish(fd: int, path: Path) -> None:
+    """Give a file its name.
+
+    Raises
+    ------
+    ArenaExistsError
+        If there is a file of that name.
+    """
+    folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # With a folder given Python calls linkat(2), which alone follows the link to the file.
+        os.link(str(fd), path, src_dir_fd=folder, follow_symlinks=True)
+    except FileExistsError:
+        raise ArenaExistsError(errno.EEXIST, "there is an arena or a file of that name", str(path)) from None
+    finally:
+        os.close(folder)
+
+
+def open_file(path: Path) -> int:
+    """Open the file of an arena for reading and writing.
+
+    Raises
+    ------
+    ArenaNotFoundError
+        If there is none.
+    ArenaPermissionError
+        If it belongs to another user.
+    ArenaForeignError
+        If it is no regular file.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise ArenaNotFoundError(errno.ENOENT, "there is no such arena", str(path)) from None
+    except PermissionError as error:
+        raise ArenaPermissionError(
+            error.errno, "this arena belongs to another user, or is not writable", str(path)
+        ) from None
+    except IsADirectoryError:
+        raise ArenaForeignError(f"{path} is a directory: no arena") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ArenaForeignError(f"{path} is no regular file: no arena")
+    return fd
+
+
+def check_owner(fd: int, where: str) -> None:
+    """Refuse an arena of another user, who could damage it under our hands.
+
+    Raises
+    ------
+    ArenaPermissionError
+    """
+    if os.fstat(fd).st_uid != os.geteuid():
+        raise ArenaPermissionError(errno.EPERM, "this arena belongs to another user", where)
+
+
+def open_again(fd: int) -> int:
+    """Open a file once more: another open file description, with locks of its own."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+
+
+def remove_name(fd: int, path: Path) -> bool:
+    """Remove a name if it still is that of an open file."""
+    try:
+        if os.path.samestat(path.stat(), os.fstat(fd)):
+            path.unlink()
+            return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+# -- locks -------------------------------------------------------------------------------------
+
+
+def lock(fd: int, offset: int, wait: bool) -> bool:
+    """Lock a byte; return whether it could be had."""
+    command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+    try:
+        fcntl.fcntl(fd, command, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def unlock(fd: int, offset: int) -> None:
+    """Unlock a byte."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, offset, 1, 0))
+
+
+def locked(fd: int, offset: int, size: int) -> bool:
+    """Whether somebody else has a lock within a range."""
+    flock = fcntl.fcntl(
+        fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, size, 0)
+    )
+    return _FLOCK.unpack(flock)[0] != fcntl.F_UNLCK
+
+
+def clients_live(fd: int, header: Header) -> bool:
+    """Whether any other client is attached."""
+    return locked(fd, *header.tables["clients"])
+
+
+def count_clients(fd: int, header: Header) -> int:
+    """Return how many clients live."""
+    offset, _ = header.tables["clients"]
+    return sum(locked(fd, offset + 128 * i, 1) for i in range(header.client_capacity))
+
+
+# -- finding and sweeping ----------------------------------------------------------------------
+
+
+def named_files() -> Iterator[Path]:
+    """Yield the files under /dev/shm that may be arenas."""
+    yield from sorted(SHM.glob(PREFIX + "*"))
+
+
+def sweep_file(path: Path) -> bool:
+    """Remove a named arena that processes which were killed have left; return whether it was."""
+    try:
+        fd = open_file(path)
+    except (OSError, ArenaForeignError):
+        return False
+    try:
+        header = read_header(fd, str(path))
+        if not header.flags & UNLINK_ON_LAST or not lock(fd, MEMBERSHIP, wait=False):
+            return False
+        if clients_live(fd, header):
+            return False
+        os.pwrite(fd, b"\1\0\0\0", GONE)
+        return remove_name(fd, path)
+    except (ArenaForeignError, ArenaDamagedError, ArenaVersionError):
+        return False  # not ours to remove
+    finally:
+        os.close(fd)
+
+
+def sweep() -> None:
+    """Remove all named arenas that killed processes have left."""
+    for path in named_files():
+        sweep_file(path)
+
+
+def find_unnamed(arena_id: bytes, pid: int) -> int | None:
+    """Open an arena without a name that a process of this user has; return a descriptor.
+
+    Parameters
+    ----------
+    arena_id
+        Which arena.
+    pid
+        The process that is asked first.
+    """
+    label = MEMFD + arena_id.hex()
+    pids = [str(pid), *(entry for entry in os.listdir("/proc") if entry.isdigit())]
+    for number in pids:
+        folder = f"/proc/{number}/fd"
+        try:
+            for entry in os.listdir(folder):
+                link = f"{folder}/{entry}"
+                if os.readlink(link).startswith(label):
+                    return os.open(link, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue  # the process is gone or another user's
+    return None
+
+
+def unnamed_ids() -> dict[bytes, int]:
+    """Return the arenas without a name that processes of this user have: id -> a process."""
+    found: dict[bytes, int] = {}
+    for number in os.listdir("/proc"):
+        if not number.isdigit():
+            continue
+        try:
+            for entry in os.listdir(f"/proc/{number}/fd"):
+                target = os.readlink(f"/proc/{number}/fd/{entry}")
+                if target.startswith(MEMFD):
+                    found.setdefault(bytes.fromhex(target[len(MEMFD) :][:32]), int(number))
+        except (OSError, ValueError):
+            continue  # the process is gone, another user's, or a stranger's memfd has our prefix
+    return found

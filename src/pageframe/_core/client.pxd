@@ -1,0 +1,26 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from pageframe._core.arena cimport Arena
+
+
+cdef struct ledger_walk:
+    const uint32_t *ledger
+    uint64_t frame      # to be looked at next
+    uint64_t stop       # where the ledger has a hole
+    uint64_t frames
+    int64_t offset      # of the ledger in the file
+    int fd
+
+cdef ledger_walk walk_ledger(Arena mem, uint32_t client) noexcept
+cdef bint next_held(ledger_walk *walk, uint64_t *frame) noexcept nogil
+cdef uint64_t client_offset(Arena mem, uint32_t client) noexcept
+cdef object client_info(Arena mem, uint32_t client)
+cdef int64_t lock_place(Arena mem, int fd, uint32_t state) except -2
+cdef int use_place(Arena mem, int fd, uint32_t client) except -1
+cdef int free_place(Arena mem, uint32_t client) except -1
+cdef int become(Arena mem, uint32_t client) except -1
+cdef int describe(Arena mem, uint32_t client) except -1

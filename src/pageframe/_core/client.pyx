@@ -1,0 +1,293 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Clients: the processes that share an arena, and what becomes of one that forks.
+
+A client is a place in the arena's table, and the lock on that place (backing.py),
+which the kernel drops when the process dies.  The table says which places are used,
+the locks say whose processes live: a used place that can be locked is that of a dead
+client, and whoever has locked it may reap it (reap.pyx).
+
+The area of a client holds its lanes and its ledger.  It is sparse: pages that were
+never written take no memory, and walking over a ledger skips them.
+
+Fork.  Before the fork the parent takes a place for the child, locks it through a
+file description of its own, and gives it a reference for each of its own.  Then the
+child, whatever happens to either, holds what the parent held: it needs only to let
+go of the parent's file description and to use its own place.  Frames that are UNIQUE
+have one owner and stay with the parent.
+"""
+
+import os
+import sys
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from pageframe._core import backing
+from pageframe._core.allocator cimport my_lane
+from pageframe._core.arena cimport (
+    PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES_SIZE, PF_RESERVED_MEMORY, PF_TABLE_AREAS,
+    PF_TABLE_CLIENTS, Arena, pf_client, pf_ledger_of, pf_lanes_of, pf_slot_at)
+from pageframe._core.errors import ClientsFullError
+from pageframe._core.ledger cimport (
+    PF_S_fork_count, PF_S_fork_ledger, PF_S_join_state, PF_S_leave_state, pf_step)
+from pageframe._core.slot cimport (
+    PF_OK, pf_load_relaxed_u32, pf_slot, pf_slot_get, pf_slot_inc, pf_store_release_u32)
+
+cdef extern from * nogil:
+    """
+    #define _GNU_SOURCE
+    #include <unistd.h>
+    #include <sys/mman.h>
+    """
+    int64_t lseek(int, int64_t, int)
+    int SEEK_DATA, SEEK_HOLE
+    int madvise(void *, size_t, int)
+    int MADV_REMOVE
+
+
+@dataclass(frozen=True)
+class ClientInfo:
+    """A process that is, or was, attached to an arena.
+
+    Attributes
+    ----------
+    pid
+        Its process id.
+    name
+        What it called itself when it attached.
+    started
+        When the process started, in seconds since the epoch.
+    """
+
+    pid: int
+    name: str
+    started: float
+
+
+# -- ledgers -----------------------------------------------------------------------------------
+
+cdef ledger_walk walk_ledger(Arena mem, uint32_t client) noexcept:
+    """Begin to walk over the frames that a client holds."""
+    cdef ledger_walk walk
+    walk.ledger = pf_ledger_of(&mem.a, client)
+    walk.frame = walk.stop = 0
+    walk.frames = mem.a.frames
+    walk.offset = (mem.a.header.tables[PF_TABLE_AREAS].offset
+                   + client * mem.a.header.area_size + PF_LANES_SIZE)
+    walk.fd = mem.fd
+    return walk
+
+
+cdef bint next_held(ledger_walk *walk, uint64_t *frame) noexcept nogil:
+    """Go to the next frame with an entry; holes of the file are skipped, not filled."""
+    cdef int64_t data, hole
+    while True:
+        while walk.frame < walk.stop:
+            walk.frame += 1
+            if pf_load_relaxed_u32(&walk.ledger[walk.frame - 1]):
+                frame[0] = walk.frame - 1
+                return True
+        if walk.frame >= walk.frames:
+            return False
+        data = lseek(walk.fd, walk.offset + walk.frame * sizeof(uint32_t), SEEK_DATA)
+        if data < 0:        # ENXIO: nothing but a hole from here on
+            return False
+        hole = lseek(walk.fd, data, SEEK_HOLE)
+        walk.frame = max(walk.frame, <uint64_t>(data - walk.offset) // sizeof(uint32_t))
+        walk.stop = min(walk.frames, <uint64_t>(hole - walk.offset) // sizeof(uint32_t))
+
+
+# -- places in the table -----------------------------------------------------------------------
+
+cdef uint64_t client_offset(Arena mem, uint32_t client) noexcept:
+    """Where the record of a client lies in the file: the byte that it locks."""
+    return mem.a.header.tables[PF_TABLE_CLIENTS].offset + client * sizeof(pf_client)
+
+
+cdef object client_info(Arena mem, uint32_t client):
+    cdef const pf_client *record = &mem.a.clients[client]
+    name = bytes(record.name[:sizeof(record.name)]).split(b"\0")[0].decode(errors="replace")
+    return ClientInfo(record.pid, name, record.started / 1e9)
+
+
+cdef int64_t lock_place(Arena mem, int fd, uint32_t state) except -2:
+    """Lock a place of a state that nobody has locked; -1 if there is none."""
+    cdef uint32_t client
+    for client in range(mem.a.header.client_capacity):
+        if pf_load_relaxed_u32(&mem.a.clients[client].state) != state or client == mem.a.client:
+            continue
+        if not backing.lock(fd, client_offset(mem, client), False):
+            continue
+        if pf_load_relaxed_u32(&mem.a.clients[client].state) == state:
+            return client
+        backing.unlock(fd, client_offset(mem, client))
+    return -1
+
+
+cdef int use_place(Arena mem, int fd, uint32_t client) except -1:
+    """Make a free place that is locked a client's, of this process for the time being."""
+    cdef uint64_t size = mem.a.header.area_size
+    if mem.a.header.flags & PF_RESERVED_MEMORY:
+        backing.reserve(
+            fd, mem.a.header.tables[PF_TABLE_AREAS].offset + client * size, size,
+            str(mem.path))
+    describe(mem, client)
+    pf_step(PF_S_join_state)
+    pf_store_release_u32(&mem.a.clients[client].state, PF_CLIENT_USED)
+    return 0
+
+
+cdef int free_place(Arena mem, uint32_t client) except -1:
+    """Free a place that is locked and whose client holds nothing any more."""
+    cdef void *area = pf_lanes_of(&mem.a, client)
+    memset(area, 0, PF_LANES_SIZE)
+    madvise(area, mem.a.header.area_size, MADV_REMOVE)
+    pf_step(PF_S_leave_state)
+    pf_store_release_u32(&mem.a.clients[client].state, PF_CLIENT_FREE)
+    return 0
+
+
+cdef int describe(Arena mem, uint32_t client) except -1:
+    """Write down which process has a place."""
+    cdef pf_client *record = &mem.a.clients[client]
+    cdef bytes name = process_name().encode()[:sizeof(record.name) - 1]
+    record.pid = os.getpid()
+    record.started = process_start()
+    memset(record.name, 0, sizeof(record.name))
+    memcpy(record.name, <const char *>name, len(name))
+    return 0
+
+
+def process_name():
+    """What this process is called: the name that multiprocessing gave it, or its program."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is not None:
+        name = multiprocessing.current_process().name
+        if name != "MainProcess":
+            return name
+    program = (getattr(sys, "argv", None) or [""])[0]
+    if program in ("", "-c", "-m"):
+        program = sys.executable or "python"
+    return Path(program).name
+
+
+def process_start():
+    """When this process started, in nanoseconds since the epoch."""
+    # proc(5): field 22 of /proc/self/stat, behind the name in parentheses, and btime.
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    booted = next(
+        int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines()
+        if line.startswith("btime "))
+    return booted * 10**9 + ticks * 10**9 // os.sysconf("SC_CLK_TCK")
+
+
+cdef int become(Arena mem, uint32_t client) except -1:
+    """Work as a client from now on."""
+    mem.a.client = client
+    mem.a.lanes = pf_lanes_of(&mem.a, client)
+    mem.a.ledger = pf_ledger_of(&mem.a, client)
+    mem.a.my_lane = my_lane
+    mem.reaping = Lock()
+    shared_arenas.add(mem)
+    return 0
+
+
+# -- fork --------------------------------------------------------------------------------------
+
+shared_arenas = weakref.WeakSet()   # that this process is attached to
+
+
+cdef int give_child(Arena mem) except -1:
+    """Take a place for the child that is about to be forked, with all that this process holds."""
+    cdef ledger_walk walk = walk_ledger(mem, mem.a.client)
+    cdef uint32_t *ledger
+    cdef uint64_t frame
+    cdef uint32_t i
+    cdef int64_t child
+    cdef pf_slot *slot
+    fd = backing.open_again(mem.fd)
+    try:
+        child = lock_place(mem, fd, PF_CLIENT_FREE)
+        if child < 0:
+            raise ClientsFullError(
+                f"the arena has {mem.a.header.client_capacity} clients, the maximum: a forked child "
+                "can't use it")
+        use_place(mem, fd, child)
+        ledger = pf_ledger_of(&mem.a, child)
+        while next_held(&walk, &frame):
+            slot = pf_slot_at(&mem.a, frame)
+            # What is UNIQUE, being built or torn down can't be had, and stays with us.
+            for i in range(walk.ledger[frame]):
+                pf_step(PF_S_fork_count)
+                if (pf_slot_get(slot) if i == 0 else pf_slot_inc(slot)) != PF_OK:
+                    break
+                pf_step(PF_S_fork_ledger)
+                pf_store_release_u32(&ledger[frame], i + 1)
+    except BaseException:
+        os.close(fd)        # what the child was given is a dead client's
+        raise
+    mem.child_fd = fd
+    mem.child = child
+    return 0
+
+
+cdef int be_child(Arena mem) except -1:
+    """In the child: use the place that the parent has taken."""
+    cdef uint64_t frame
+    os.close(mem.fd)        # with it, the parent's lock would outlive the parent
+    mem.fd = mem.child_fd
+    mem.child_fd = -1
+    mem.a.epoch += 1
+    mem.working = 0
+    mem.list_ids.clear()    # the parent may give them to lists of its own
+    if mem.fd < 0:
+        mem.a.open = False
+        mem.why_closed = (
+            "this process was forked while the arena's table of clients was full, or without telling Python")
+        return 0
+    become(mem, mem.child)
+    describe(mem, mem.a.client)
+    if mem.raw_used:
+        for frame in range(mem.a.frames):
+            if mem.a.raw[frame] and mem.a.ledger[frame] == 0:
+                mem.a.raw[frame] = 0    # of a frame that stayed with the parent
+    return 0
+
+
+def before_fork():
+    """Take places for the child."""
+    errors = []
+    for mem in list(shared_arenas):
+        if (<Arena>mem).a.open:
+            try:
+                give_child(mem)
+            except Exception as error:      # shown below; the child finds the arena closed
+                errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def after_in_parent():
+    """Let go of the child's places."""
+    for mem in list(shared_arenas):
+        if (<Arena>mem).child_fd >= 0:
+            os.close((<Arena>mem).child_fd)
+            (<Arena>mem).child_fd = -1
+
+
+def after_in_child():
+    """Use the places that the parent has taken."""
+    for mem in list(shared_arenas):
+        if (<Arena>mem).a.open:
+            be_child(mem)
+
+
+os.register_at_fork(
+    before=before_fork, after_in_parent=after_in_parent, after_in_child=after_in_child)

@@ -1,0 +1,73 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from pageframe._core.arena cimport pf_arena, pf_lane
+from pageframe._core.slot cimport pf_slot
+
+
+cdef extern from "ledger.h" nogil:
+    enum:
+        PF_OP_NONE
+        PF_OP_CLAIM
+        PF_OP_FREE
+        PF_OP_MORE
+        PF_OP_LESS
+        PF_LEDGER_MAX
+
+    void pf_op_begin(const pf_arena *, pf_lane *, unsigned op, uint64_t frame)
+    void pf_op_end(const pf_arena *, pf_lane *)
+    void pf_ledger_claim(pf_arena *, pf_lane *, uint64_t frame)
+    void pf_ledger_free(pf_arena *, pf_lane *, uint64_t frame)
+    int pf_ref_inc(pf_arena *, pf_slot *)
+    int pf_ref_get(pf_arena *, pf_slot *)
+    bint pf_ref_put(pf_arena *, pf_slot *)
+    # One name for each store that a kill may come before: step.h.
+    void pf_step(int)
+    enum:
+        PF_S_begin_type
+        PF_S_put_mark
+        PF_S_begin_storage
+        PF_S_claim_bit
+        PF_S_claim_kept
+        PF_S_free_kept
+        PF_S_free_bit
+        PF_S_take_kept
+        PF_S_take_kept_bit
+        PF_S_orphan_ledger
+        PF_S_orphan_count
+        PF_S_adopt_count
+        PF_S_adopt_ledger
+        PF_S_join_state
+        PF_S_leave_state
+        PF_S_reap_count
+        PF_S_reap_ledger
+        PF_S_reap_sub
+        PF_S_reap_mark
+        PF_S_reap_busy
+        PF_S_reap_generation
+        PF_S_reap_unused
+        PF_S_reap_clear
+        PF_S_reap_bit
+        PF_S_reap_kept
+        PF_S_reap_kept_bit
+        PF_S_reap_chunk
+        PF_S_reap_lanes
+        PF_S_fork_count
+        PF_S_fork_ledger
+        PF_S_ticket_take
+        PF_S_ticket_fill
+        PF_S_ticket_count
+        PF_S_ticket_done
+        PF_S_ticket_live
+        PF_S_redeem_take
+        PF_S_redeem_done
+        PF_S_redeem_ledger
+        PF_S_release_take
+        PF_S_release_done
+        PF_S_release_count
+        PF_S_ticket_free
+        PF_S_type_entry
+        PF_S_type_count

@@ -1,0 +1,236 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Messages: handles that are pickled, and what loads them.
+
+A pickled handle is a few dozen bytes that name an arena, a ticket (ticket.pyx) and
+the frames with their generations.  The first to load it gets the ticket's references.
+Whoever comes later, or too late, takes references of his own, if all frames still
+live the life that was sent; otherwise `FrameGoneError` says that they don't.
+
+A process that is not attached to the arena attaches when it loads the first message
+of it, and stays attached until it ends.
+"""
+
+import copyreg
+import os
+import struct
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from pageframe._core import backing
+from pageframe._core.arena cimport Arena, pf_arena, pf_bytes_at, pf_frame_of, pf_slot_at
+from pageframe._core.array cimport array_over, extent, find_extent, segment_of
+from pageframe._core.array import FrameArray
+from pageframe._core.client import shared_arenas
+from pageframe._core.errors import (
+    ArenaDamagedError, ArenaForeignError, ArenaGoneError, ArenaNotFoundError, BadArenaError,
+    FrameGoneError, GetFrameError)
+from pageframe._core.frame cimport Frame, UFrame, make_frame
+from pageframe._core.handle cimport begin_life, get, held, obtain_run, put
+from pageframe._core.memory import PhysicalMemory
+from pageframe._core.meta cimport TYPE_TICKET_PAGE, know_types
+from pageframe._core.segment cimport Segment, USegment, make_segment
+from pageframe._core.segment cimport give_up as give_up_run
+from pageframe._core.slot cimport pf_slot_in_use
+from pageframe._core.ticket cimport issue, redeem, serial_of
+from pageframe._core.vector cimport FrameVec, empty_vec
+
+cdef enum:
+    ONE = 1
+    RUN = 2
+    MANY = 3
+
+# kind, id of the arena, ticket, its serial number, first frame, frames, generations, process
+MESSAGE = struct.Struct("<B16sIQIIQI")
+
+kept = {}       # arenas that messages have attached this process to, by id
+
+
+cdef uint64_t mix(uint64_t value, uint64_t generation) noexcept nogil:
+    """Fold a generation into what stands for those of all frames: FNV-1a, by words."""
+    return (value ^ generation) * <uint64_t>0x100000001b3
+
+
+cdef object pack(Arena mem, int kind, int64_t ticket, uint64_t first, uint64_t count, uint64_t generations):
+    path = b"" if mem.path is None else os.fsencode(mem.path)
+    return load, (MESSAGE.pack(
+        kind, bytes(mem.a.header.id[:16]), ticket, serial_of(mem.a.tickets[ticket].word), first, count,
+        generations, mem.a.clients[mem.a.client].pid) + path,)
+
+
+cdef int check_shared(Arena mem, object handle) except -1:
+    mem.check_open()
+    if mem.fd < 0:
+        raise TypeError(
+            f"a {type(handle).__name__} of a private arena can't be pickled: see PhysicalMemory.create")
+    return 0
+
+
+def reduce_frame(Frame frame not None):
+    """Pickle a frame."""
+    cdef uint64_t number = pf_frame_of(&frame.mem.a, held(frame))
+    check_shared(frame.mem, frame)
+    return pack(frame.mem, ONE, issue(frame.mem, number, 1, 0), number, 1, mix(0, frame.slot.generation))
+
+
+def reduce_segment(Segment segment not None):
+    """Pickle a segment."""
+    cdef uint64_t generations = 0
+    cdef uint64_t frame
+    segment.check()
+    check_shared(segment.mem, segment)
+    for frame in range(segment.first, segment.first + segment.count):
+        generations = mix(generations, pf_slot_at(&segment.mem.a, frame).generation)
+    return pack(
+        segment.mem, RUN, issue(segment.mem, segment.first, segment.count, 0), segment.first,
+        segment.count, generations)
+
+
+def reduce_vector(FrameVec vec not None):
+    """Pickle a vector: the ticket's own frames list the frames."""
+    cdef Arena mem = vec.mem
+    cdef uint64_t generations = 0
+    cdef uint64_t i, pages
+    cdef int64_t first
+    cdef uint32_t *numbers
+    cdef int64_t ticket
+    vec.check()
+    check_shared(mem, vec)
+    pages = ((vec.count * sizeof(uint32_t) - 1) >> mem.a.page_shift) + 1
+    first = obtain_run(mem, pages, 1)
+    numbers = <uint32_t *>pf_bytes_at(&mem.a, first)
+    for i in range(<uint64_t>vec.count):
+        numbers[i] = vec.frames[i]
+        generations = mix(generations, pf_slot_at(&mem.a, vec.frames[i]).generation)
+    for i in range(pages):
+        begin_life(pf_slot_at(&mem.a, first + i), TYPE_TICKET_PAGE, NULL, 0, 1)
+    try:
+        ticket = issue(mem, first, vec.count, pages)
+    finally:
+        give_up_run(mem, first, pages)      # the ticket has references of its own
+    return pack(mem, MANY, ticket, 0, vec.count, generations)
+
+
+def reduce_array(array):
+    """Pickle an array by the frames that it lies in; by its elements if these are not shared."""
+    cdef extent found
+    cdef uint64_t generations = 0
+    cdef uint64_t frame
+    cdef USegment segment = segment_of(array)
+    if segment is None or segment.mem.fd < 0:
+        return array.__reduce__()
+    find_extent(array, segment, &found)
+    for frame in range(found.first, found.first + found.count):
+        generations = mix(generations, pf_slot_at(&segment.mem.a, frame).generation)
+    message = pack(
+        segment.mem, RUN, issue(segment.mem, found.first, found.count, 0), found.first, found.count,
+        generations)[1][0]
+    dtype = array.dtype
+    return load_array, (
+        message, dtype.str if dtype.kind in "biufcSUmM" else dtype, array.shape, found.offset,
+        None if found.contiguous else array.strides, found.readonly)
+
+
+def load_array(message, dtype, shape, offset, strides, readonly):
+    """Return the array that was pickled; raises as `load` does."""
+    return array_over(load(message), shape, dtype, offset, strides, readonly)
+
+
+def reduce_arena(Arena mem not None):
+    """Pickle an arena: who loads it attaches."""
+    mem.check_open()
+    if mem.fd < 0:
+        raise TypeError("a private arena can't be pickled: see PhysicalMemory.create")
+    path = b"" if mem.path is None else os.fsencode(mem.path)
+    return load_arena, (bytes(mem.a.header.id[:16]), mem.a.clients[mem.a.client].pid, path)
+
+
+def load_arena(arena_id, pid, path):
+    """Return the arena that was pickled, attached to if need be.
+
+    Raises
+    ------
+    ArenaGoneError
+        If it is not on this machine, or no longer.
+    ClientsFullError
+        If the table of clients is full.
+    """
+    for mem in list(shared_arenas):
+        if (<Arena>mem).a.open and bytes((<Arena>mem).a.header.id[:16]) == arena_id:
+            return mem
+    where = os.fsdecode(path) or f"without a name, id {arena_id.hex()}"
+    try:
+        if path:
+            mem = PhysicalMemory.attach(path=where)
+        else:
+            mem = PhysicalMemory._attach_unnamed(arena_id, pid)
+    except (ArenaNotFoundError, BadArenaError) as error:
+        raise ArenaGoneError(f"the arena {where} of this pickle is not here: {error}") from None
+    if bytes((<Arena>mem).a.header.id[:16]) != arena_id:
+        mem.close()
+        raise ArenaGoneError(f"the arena {where} of this pickle is gone: another one has its name")
+    kept[arena_id] = mem
+    return mem
+
+
+def load(bytes message not None):
+    """Return the handle that was pickled.
+
+    Raises
+    ------
+    ArenaGoneError
+        If its arena is not on this machine, or no longer.
+    FrameGoneError
+        If the message was loaded before, or has expired, and its frames have been
+        released since.
+    """
+    cdef Arena mem
+    cdef uint64_t first, count
+    cdef FrameVec vec
+    kind, arena_id, ticket, serial, first, count, generations, pid = MESSAGE.unpack_from(message)
+    mem = load_arena(arena_id, pid, message[MESSAGE.size:])
+    if ticket >= mem.a.header.ticket_capacity or first + count > mem.a.frames or count == 0:
+        raise ArenaDamagedError("this pickle does not fit its arena")
+    if kind == MANY:
+        vec = empty_vec(mem, count)
+        if not redeem(mem, ticket, serial, first, count, vec.frames):
+            raise FrameGoneError(
+                f"the message of {count} frames was loaded before, or has expired: its list is gone")
+        vec.count = count
+        know_types(mem)
+        return vec
+    if not redeem(mem, ticket, serial, first, count, NULL):
+        take_again(mem, first, count, generations)
+    know_types(mem)
+    if kind == ONE:
+        return make_frame(mem, pf_slot_at(&mem.a, first))
+    return make_segment(mem, first, count)
+
+
+cdef int take_again(Arena mem, uint64_t first, uint64_t count, uint64_t generations) except -1:
+    """Take new references to the frames of a message, if all of them still are the same."""
+    cdef uint64_t i
+    cdef uint64_t found = 0
+    cdef uint64_t taken = 0
+    try:
+        for i in range(first, first + count):
+            get(mem, i)
+            taken += 1
+            found = mix(found, pf_slot_at(&mem.a, i).generation)
+        if found != generations:
+            raise FrameGoneError("they were released and used again")
+    except GetFrameError as error:
+        for i in range(first, first + taken):
+            put(mem, pf_slot_at(&mem.a, i))
+        raise FrameGoneError(
+            f"the message of {count} frames from {first << mem.a.page_shift:#x} on was loaded before, or "
+            f"has expired, and its frames are gone: {error}") from None
+    return 0
+
+
+for handle, reduce in (
+        (Frame, reduce_frame), (UFrame, reduce_frame), (Segment, reduce_segment),
+        (USegment, reduce_segment), (FrameArray, reduce_array), (FrameVec, reduce_vector), (PhysicalMemory, reduce_arena)):
+    copyreg.pickle(handle, reduce)

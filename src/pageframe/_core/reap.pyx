@@ -1,0 +1,267 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Reaping: taking back what a client held that is dead, or that leaves.
+
+Who has locked the place of a dead client (client.pyx) owns its ledger, its lanes and
+the tickets that it was working on.  All is given back in this order: tickets, the
+ledger frame by frame, the lanes; then the place is free.  Each step leaves what is
+still to be done where the next reaper finds it, so a reaper that is killed loses
+nothing either: its lock goes, and another one goes on.
+
+What the ledger says of a frame is certain (ledger.h).  The operation that a lane had
+in progress is not: the process died somewhere between two stores.  Such a frame, one
+a thread at the most, is counted as in doubt unless its state tells that nothing is
+amiss, and audit (audit.pyx) settles it.
+
+``on_drop`` of the frames that end runs here, as it would have in the client, unless
+the client had begun it.  If this process has not defined the type the frame becomes
+an orphan, which waits for a process that has.
+"""
+
+from dataclasses import dataclass, field
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from pageframe._core import backing
+from pageframe._core.allocator cimport give_back_range, my_lane, next_bit, release_lane, take_kept_of
+from pageframe._core.arena cimport (
+    PF_CLIENT_USED, PF_LANES, PF_ON_DROP, PF_TYPE_LIMIT, Arena, pf_arena, pf_lane, pf_lanes_of,
+    pf_ledger_of, pf_slot_at, pf_type_flags)
+from pageframe._core.client cimport (
+    client_info, client_offset, free_place, ledger_walk, lock_place, next_held, walk_ledger)
+from pageframe._core.handle cimport end_life, knows_on_drop, orphan
+from pageframe._core.ledger cimport (
+    PF_OP_CLAIM, PF_OP_FREE, PF_OP_MORE, PF_OP_NONE, PF_S_adopt_count, PF_S_adopt_ledger,
+    PF_S_reap_bit, PF_S_reap_busy, PF_S_reap_clear, PF_S_reap_count, PF_S_reap_ledger,
+    PF_S_reap_lanes, PF_S_reap_mark, PF_S_reap_sub, pf_op_begin, pf_op_end, pf_step)
+from pageframe._core.meta cimport know_types, run_on_drop
+from pageframe._core.slot cimport (
+    PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_load_relaxed_u32,
+    pf_slot, pf_slot_count, pf_slot_end, pf_slot_retire, pf_store_release_u32, pf_store_release_u64,
+    pf_sub_relaxed_u32)
+from pageframe._core.ticket cimport expire_tickets, settle_tickets
+
+
+@dataclass(frozen=True)
+class ReapReport:
+    """What was taken back.
+
+    Attributes
+    ----------
+    clients
+        The dead clients whose places are free again.
+    frames
+        Frames whose life ended with them.
+    references
+        References that they had; more than `frames` if others hold some of these, too.
+    tickets
+        Messages that nobody had loaded in time, or that a dead client was loading.
+    orphans
+        Frames whose ``on_drop`` waits for a process that has defined their type.
+    adopted
+        Orphans whose ``on_drop`` ran in this call.
+    in_doubt
+        Frames that may still be held though nobody does, one a killed thread at the
+        most; `PhysicalMemory.audit` returns them.
+    frames_by_type
+        Name of a metadata type -> frames whose life ended.
+    """
+
+    clients: tuple = ()
+    frames: int = 0
+    references: int = 0
+    tickets: int = 0
+    orphans: int = 0
+    adopted: int = 0
+    in_doubt: int = 0
+    frames_by_type: dict = field(default_factory=dict)
+
+
+cdef object reap(Arena mem):
+    """Give back what dead clients hold, run what waits for this process, let old tickets go."""
+    cdef reaped found
+    cdef int64_t client
+    cdef uint64_t adopted
+    memset(&found, 0, sizeof(found))
+    if not mem.reaping.acquire(False):
+        return ReapReport()     # another thread of this process is at it
+    clients = []
+    try:
+        know_types(mem)
+        while True:
+            client = lock_place(mem, mem.fd, PF_CLIENT_USED)
+            if client < 0:
+                break
+            try:
+                info = client_info(mem, client)
+                give_back_all(mem, client, &found)
+                free_place(mem, client)
+                clients.append(info)
+            finally:
+                backing.unlock(mem.fd, client_offset(mem, client))
+        tickets = expire_tickets(mem)
+        adopted = adopt_orphans(mem)
+    finally:
+        mem.reaping.release()
+    return ReapReport(
+        clients=tuple(clients), frames=found.frames, references=found.references, tickets=tickets,
+        orphans=found.orphans, adopted=adopted, in_doubt=found.in_doubt,
+        frames_by_type={
+            mem.classes[i].__layout__.name: found.by_type[i]
+            for i in range(1, mem.a.types_known) if found.by_type[i]})
+
+
+cdef int give_back_all(Arena mem, uint32_t client, reaped *found) except -1:
+    """Give back all that a client has: its place must be locked, and its threads gone."""
+    cdef uint64_t ops[PF_LANES]
+    cdef pf_lane *lanes = pf_lanes_of(&mem.a, client)
+    cdef ledger_walk walk
+    cdef uint32_t i
+    cdef uint64_t frame
+    for i in range(PF_LANES):
+        ops[i] = lanes[i].op
+    settle_tickets(mem, client)
+    walk = walk_ledger(mem, client)
+    with nogil:
+        while next_held(&walk, &frame):
+            give_back_frame(&mem.a, walk.ledger, frame, found, False)
+    # What is left has an on_drop to run.
+    walk = walk_ledger(mem, client)
+    while next_held(&walk, &frame):
+        if give_back_frame(&mem.a, walk.ledger, frame, found, True):
+            drop_frame(mem, &walk.ledger[frame], frame, found)
+    take_kept_of(&mem.a, client)
+    for i in range(PF_LANES):
+        release_lane(&mem.a, client, &lanes[i])
+        if ops[i] != PF_OP_NONE and in_doubt(&mem.a, ops[i] >> 8, ops[i] & 0xFF):
+            found.in_doubt += 1
+        if &lanes[i] != my_lane(&mem.a):
+            pf_step(PF_S_reap_lanes)
+            pf_store_release_u64(&lanes[i].op, PF_OP_NONE)
+    return 0
+
+
+cdef bint give_back_frame(
+        pf_arena *a, uint32_t *ledger, uint64_t frame, reaped *found, bint drops) noexcept nogil:
+    """Give back what a client holds of a frame.
+
+    True if the frame is busy and its on_drop is to run; such a frame is passed over
+    unless drops is set.
+    """
+    cdef pf_slot *slot = pf_slot_at(a, frame)
+    cdef uint32_t *entry = &ledger[frame]
+    cdef uint32_t references = pf_load_relaxed_u32(entry)
+    cdef uint64_t count = pf_slot_count(slot)
+    cdef bint on_drop = pf_type_flags(a, slot) & PF_ON_DROP != 0
+    if count != PF_UNUSED and count != PF_BUSY and on_drop and not drops:
+        return False
+    if count == PF_UNUSED:
+        pass        # claimed and not yet built, or torn down and not yet free
+    elif count == PF_BUSY:
+        on_drop = False     # it may have run
+    elif count == PF_UNIQUE:
+        found.references += 1
+        pf_step(PF_S_reap_busy)
+        pf_store_release_u64(&slot.count, PF_BUSY)
+    elif count == PF_ORPHAN:
+        pf_store_release_u32(entry, 0)
+        return False
+    else:
+        found.references += references
+        pf_step(PF_S_reap_count)
+        if not pf_slot_end(slot, references):
+            # Others hold it, too.  As in pf_shared_less(): the ledger first.
+            pf_op_begin(a, my_lane(a), PF_OP_MORE, frame)
+            pf_step(PF_S_reap_ledger)
+            pf_store_release_u32(entry, 0)
+            pf_step(PF_S_reap_sub)
+            if not drop_references(slot, references):
+                pf_op_end(a, my_lane(a))
+                return False
+            pf_step(PF_S_reap_mark)
+            pf_store_release_u32(entry, 1)
+            pf_op_end(a, my_lane(a))
+    if count != PF_UNUSED and on_drop:
+        return True
+    end_frame(a, entry, frame, found)
+    return False
+
+
+cdef bint drop_references(pf_slot *slot, uint64_t references) noexcept nogil:
+    """Take references off a count; true if none is left, and the slot is busy and ours."""
+    cdef uint64_t count = pf_slot_count(slot)
+    # A count that is less than what a ledger says was tampered with: it stays.
+    while references <= count <= PF_MAX:
+        if pf_cas_acq_rel_u64(&slot.count, count, count - references):
+            return count == references
+        count = pf_slot_count(slot)
+    return False
+
+
+cdef void end_frame(pf_arena *a, uint32_t *entry, uint64_t frame, reaped *found) noexcept nogil:
+    """End a frame that is busy, or unused already, and free its bit; entry is its owner's."""
+    cdef pf_slot *slot = pf_slot_at(a, frame)
+    if pf_slot_count(slot) != PF_UNUSED:
+        found.frames += 1
+        found.by_type[slot.type_id & (PF_TYPE_LIMIT - 1)] += 1
+        slot.list_id = 0
+        pf_slot_retire(slot)
+    pf_op_begin(a, my_lane(a), PF_OP_FREE, frame)
+    pf_step(PF_S_reap_clear)
+    pf_store_release_u32(entry, 0)
+    pf_step(PF_S_reap_bit)
+    give_back_range(a, frame, 1)
+
+
+cdef int drop_frame(Arena mem, uint32_t *entry, uint64_t frame, reaped *found) except -1:
+    """Run the on_drop of a busy frame and end it; or leave it to a process that can."""
+    cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
+    slot.list_id = 0
+    if knows_on_drop(mem, slot):
+        run_on_drop(mem, slot)
+        end_frame(&mem.a, entry, frame, found)
+    else:
+        orphan(&mem.a, entry, slot)
+        found.orphans += 1
+    return 0
+
+
+cdef bint in_doubt(const pf_arena *a, uint64_t frame, unsigned op) noexcept nogil:
+    """Whether an operation that was cut may have left a frame held too long."""
+    cdef uint64_t count
+    if frame >= a.frames:
+        return False
+    count = pf_slot_count(pf_slot_at(a, frame))
+    if op == PF_OP_CLAIM or op == PF_OP_FREE:
+        # Its bit may be set though nobody owns it.
+        return count == PF_UNUSED and next_bit(a, frame, frame + 1, True) == frame
+    # Its count may be one more than all holders together have.
+    return count != PF_UNUSED and count != PF_UNIQUE
+
+
+cdef uint64_t adopt_orphans(Arena mem) except? 0:
+    """Run the on_drop of frames that waited for a process which knows their type."""
+    cdef uint64_t frame
+    cdef uint64_t adopted = 0
+    cdef pf_slot *slot
+    if pf_load_relaxed_u32(&mem.a.header.orphans) == 0:
+        return 0
+    for frame in range(mem.a.frames):
+        slot = pf_slot_at(&mem.a, frame)
+        if pf_slot_count(slot) != PF_ORPHAN or not knows_on_drop(mem, slot):
+            continue
+        pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_MORE, frame)
+        pf_step(PF_S_adopt_count)
+        if not pf_cas_acq_rel_u64(&slot.count, PF_ORPHAN, PF_BUSY):
+            pf_op_end(&mem.a, my_lane(&mem.a))
+            continue
+        pf_step(PF_S_adopt_ledger)
+        pf_store_release_u32(&mem.a.ledger[frame], 1)
+        pf_op_end(&mem.a, my_lane(&mem.a))
+        pf_sub_relaxed_u32(&mem.a.header.orphans, 1)
+        adopted += 1
+        end_life(mem, slot, True)
+    return adopted

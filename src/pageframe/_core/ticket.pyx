@@ -1,0 +1,232 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Tickets: what holds the frames of a message while nobody else may.
+
+A handle that is pickled becomes a ticket in the arena.  It holds one reference to
+each of its frames until the message is loaded, whatever becomes of the sender, or
+until it expires.  Loading it moves these references into the ledger of the receiver,
+once: the ticket changes state by a compare-and-swap that one loader wins.
+
+A ticket is a run of frames, or a list of frame numbers, which lies in frames of its
+own that the ticket holds, too, ahead of the frames of the message.  In every state it
+holds the first ``done`` of all these.  The number changes one by one, in the order
+that leaves a count too high if the process dies between two stores:
+
+    filling      count + 1, then done + 1
+    redeeming    done - 1, then the entry in the ledger + 1
+    releasing    done - 1, then count - 1
+
+A ticket that is being filled, redeemed or released has an owner; if that one dies,
+whoever reaps it goes on releasing.  So a message is loaded or lost as a whole, and
+what it held comes back either way.
+"""
+
+import os
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from pageframe._core.arena cimport Arena, pf_arena, pf_bytes_at, pf_slot_at, pf_ticket
+from pageframe._core.errors import ArenaDamagedError, RefCountOverflowError, TicketsFullError
+from pageframe._core.allocator cimport my_lane
+from pageframe._core.handle cimport end_life
+from pageframe._core.ledger cimport (
+    PF_LEDGER_MAX, PF_OP_LESS, PF_OP_MORE, PF_S_put_mark, PF_S_redeem_done, PF_S_redeem_ledger,
+    PF_S_redeem_take, PF_S_release_count, PF_S_release_done, PF_S_release_take,
+    PF_S_ticket_count, PF_S_ticket_done, PF_S_ticket_fill, PF_S_ticket_free, PF_S_ticket_live,
+    PF_S_ticket_take, pf_op_begin, pf_op_end, pf_step)
+from pageframe._core.slot cimport (
+    PF_OK, pf_add_relaxed_u64, pf_add_release_u32, pf_cas_acq_rel_u64, pf_load_acquire_u64,
+    pf_load_relaxed_u32, pf_slot, pf_slot_end, pf_slot_in_use, pf_slot_inc, pf_slot_put,
+    pf_store_release_u32, pf_store_release_u64)
+
+cdef extern from "<time.h>" nogil:
+    ctypedef int clockid_t
+    struct timespec:
+        int64_t tv_sec
+        int64_t tv_nsec
+    int clock_gettime(clockid_t, timespec *)
+    clockid_t CLOCK_BOOTTIME
+
+
+cdef uint64_t now() noexcept nogil:
+    """The time since the machine was started, in nanoseconds: the same in all processes."""
+    cdef timespec t
+    clock_gettime(CLOCK_BOOTTIME, &t)
+    return <uint64_t>t.tv_sec * 1000000000 + t.tv_nsec
+
+
+cdef inline uint64_t word_of(uint64_t serial, uint32_t owner, ticket_state state) noexcept nogil:
+    return serial << 24 | owner << 8 | state
+
+
+cdef inline uint32_t owner_of(uint64_t word) noexcept nogil:
+    """Number of the client that works on a ticket, plus 1."""
+    return (word >> 8) & 0xFFFF
+
+
+cdef int64_t ticket_frame(const pf_arena *a, const pf_ticket *ticket, uint64_t i) noexcept nogil:
+    """The frame that a ticket holds at a place; -1 if what it says can't be true."""
+    cdef uint64_t frame
+    if i < ticket.listed or ticket.listed == 0:
+        frame = ticket.first + i
+    elif ticket.first >= a.frames or (i - ticket.listed) * sizeof(uint32_t) >= (
+            <uint64_t>ticket.listed << a.page_shift) or ticket.first + ticket.listed > a.frames:
+        return -1
+    else:
+        frame = (<const uint32_t *>pf_bytes_at(a, ticket.first))[i - ticket.listed]
+    return frame if frame < a.frames else -1
+
+
+cdef pf_ticket *take_free(Arena mem, uint64_t serial) noexcept nogil:
+    """Take a free ticket to be filled; NULL if there is none."""
+    cdef uint64_t i, word
+    cdef uint32_t capacity = mem.a.header.ticket_capacity
+    cdef pf_ticket *ticket
+    for i in range(capacity):
+        ticket = &mem.a.tickets[(serial + i) % capacity]
+        word = pf_load_acquire_u64(&ticket.word)
+        if state_of(word) == TICKET_FREE:
+            pf_step(PF_S_ticket_take)
+            if pf_cas_acq_rel_u64(
+                    &ticket.word, word, word_of(serial, mem.a.client + 1, TICKET_FILLING)):
+                return ticket
+    return NULL
+
+
+cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) except -1:
+    """Make a ticket for frames that this client holds; returns its number in the table.
+
+    The frames are ``first .. first + count - 1``; or, if listed is not 0, that many
+    frames from first on list them.
+    """
+    cdef uint64_t serial = (pf_add_relaxed_u64(&mem.a.header.last_ticket, 1) + 1) & 0xFFFFFFFFFF
+    cdef uint64_t i
+    cdef pf_ticket *ticket = take_free(mem, serial)
+    if ticket == NULL:
+        expire_tickets(mem)
+        ticket = take_free(mem, serial)
+        if ticket == NULL:
+            raise TicketsFullError(
+                f"{mem.a.header.ticket_capacity} messages are in transit, the maximum of this arena")
+    pf_step(PF_S_ticket_fill)
+    ticket.first = first
+    ticket.count = count
+    ticket.listed = listed
+    ticket.pid = mem.a.clients[mem.a.client].pid
+    ticket.started = mem.a.clients[mem.a.client].started
+    ticket.expires = now() + mem.a.header.ticket_ttl
+    for i in range(listed + count):
+        pf_step(PF_S_ticket_count)
+        if pf_slot_inc(pf_slot_at(&mem.a, ticket_frame(&mem.a, ticket, i))) != PF_OK:
+            release(mem, ticket)
+            raise RefCountOverflowError("the reference count of a frame of the message is at its maximum")
+        pf_step(PF_S_ticket_done)
+        pf_store_release_u64(&ticket.done, i + 1)
+    pf_step(PF_S_ticket_live)
+    # Release pairs with the acquire of the loader's compare-and-swap.
+    pf_store_release_u64(&ticket.word, word_of(serial, 0, TICKET_LIVE))
+    return ticket - mem.a.tickets
+
+
+cdef bint redeem(
+        Arena mem, uint64_t index, uint64_t serial, uint64_t first, uint64_t count,
+        uint64_t *frames) except -1:
+    """Move the references of a ticket to this client; False if it is no longer in transit.
+
+    The message says which frames it is about; of frames that are listed the numbers
+    are written to frames.
+    """
+    cdef pf_ticket *ticket = &mem.a.tickets[index]
+    cdef uint64_t i
+    cdef int64_t frame
+    if pf_load_acquire_u64(&ticket.word) != word_of(serial, 0, TICKET_LIVE):
+        return False
+    if (ticket.count != count or (frames != NULL) != (ticket.listed != 0)
+            or (frames == NULL and ticket.first != first)):
+        raise ArenaDamagedError("this pickle does not fit the arena's ticket")
+    pf_step(PF_S_redeem_take)
+    if not pf_cas_acq_rel_u64(
+            &ticket.word, word_of(serial, 0, TICKET_LIVE),
+            word_of(serial, mem.a.client + 1, TICKET_REDEEMING)):
+        return False
+    for i in range(ticket.done, ticket.listed, -1):
+        frame = ticket_frame(&mem.a, ticket, i - 1)
+        if frame < 0 or pf_load_relaxed_u32(&mem.a.ledger[frame]) >= PF_LEDGER_MAX:
+            raise ArenaDamagedError(f"ticket {index} of the arena holds what it can't")
+        pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_MORE, frame)
+        pf_step(PF_S_redeem_done)
+        pf_store_release_u64(&ticket.done, i - 1)
+        pf_step(PF_S_redeem_ledger)
+        pf_add_release_u32(&mem.a.ledger[frame], 1)
+        if frames != NULL:
+            frames[i - 1 - ticket.listed] = frame
+    pf_op_end(&mem.a, my_lane(&mem.a))
+    release(mem, ticket)
+    return True
+
+
+cdef int release(Arena mem, pf_ticket *ticket) except -1:
+    """Give up what a ticket of ours still holds, and free it."""
+    cdef uint64_t i
+    cdef int64_t frame
+    for i in range(ticket.done, 0, -1):
+        frame = ticket_frame(&mem.a, ticket, i - 1)
+        pf_step(PF_S_release_done)
+        pf_store_release_u64(&ticket.done, i - 1)
+        if frame >= 0:
+            put_counted(mem, frame)
+    pf_step(PF_S_ticket_free)
+    pf_store_release_u64(&ticket.word, word_of(serial_of(ticket.word), 0, TICKET_FREE))
+    return 0
+
+
+cdef void put_counted(Arena mem, uint64_t frame) noexcept:
+    """Give up a reference that is in no ledger."""
+    cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
+    if not pf_slot_in_use(slot):
+        return      # tampered with
+    pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_LESS, frame)
+    pf_step(PF_S_release_count)
+    if not pf_slot_end(slot, 1) and not pf_slot_put(slot):
+        pf_op_end(&mem.a, my_lane(&mem.a))
+        return
+    pf_step(PF_S_put_mark)
+    pf_store_release_u32(&mem.a.ledger[frame], 1)
+    pf_op_end(&mem.a, my_lane(&mem.a))
+    end_life(mem, slot, True)
+
+
+cdef int settle_tickets(Arena mem, uint32_t client) except -1:
+    """Release the tickets that a dead client was working on."""
+    cdef uint32_t i
+    cdef uint64_t word
+    for i in range(mem.a.header.ticket_capacity):
+        word = pf_load_acquire_u64(&mem.a.tickets[i].word)
+        if owner_of(word) == client + 1:
+            release_as_owner(mem, &mem.a.tickets[i], word)
+    return 0
+
+
+cdef uint64_t expire_tickets(Arena mem) except? 0:
+    """Release the messages that nobody has loaded in time; returns how many."""
+    cdef uint32_t i
+    cdef uint64_t word
+    cdef uint64_t expired = 0
+    cdef uint64_t time = now()
+    for i in range(mem.a.header.ticket_capacity):
+        word = pf_load_acquire_u64(&mem.a.tickets[i].word)
+        if state_of(word) == TICKET_LIVE and mem.a.tickets[i].expires <= time:
+            expired += release_as_owner(mem, &mem.a.tickets[i], word)
+    return expired
+
+
+cdef bint release_as_owner(Arena mem, pf_ticket *ticket, uint64_t word) except -1:
+    """Release a ticket if it still is as it was seen."""
+    pf_step(PF_S_release_take)
+    if not pf_cas_acq_rel_u64(
+            &ticket.word, word, word_of(serial_of(word), mem.a.client + 1, TICKET_RELEASING)):
+        return False
+    release(mem, ticket)
+    return True
