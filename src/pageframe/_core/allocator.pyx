@@ -43,7 +43,7 @@ from pageframe._core.arena cimport (
     pf_popcount, pf_slot_at)
 from pageframe._core.ledger cimport (
     PF_OP_CLAIM, PF_S_claim_bit, PF_S_claim_kept, PF_S_free_bit, PF_S_free_kept, PF_S_reap_chunk,
-    PF_S_take_kept, pf_ledger_claim, pf_ledger_free, pf_op_begin, pf_op_end, pf_step)
+    PF_S_take_kept, PF_S_take_kept_bit, pf_ledger_claim, pf_ledger_free, pf_op_begin, pf_op_end, pf_step)
 from pageframe._core.slot cimport (
     pf_add_relaxed_i32, pf_and_release_u64, pf_cas_acq_rel_u64, pf_cas_acquire_u32,
     pf_exchange_i32, pf_exchange_u64, pf_load_relaxed_i32, pf_load_relaxed_u32, pf_load_relaxed_u64,
@@ -277,7 +277,9 @@ cdef uint64_t take_kept_of(pf_arena *a, uint32_t client) noexcept nogil:
         pf_step(PF_S_take_kept)
         kept = pf_exchange_u64(&lane.kept, 0)
         if kept - 1 < a.frames:
-            clear_bits(a, mine, (kept - 1) >> WORD_SHIFT, frame_bit(kept - 1))
+            pf_step(PF_S_take_kept_bit)
+            pf_and_release_u64(&a.bits[(kept - 1) >> WORD_SHIFT], ~frame_bit(kept - 1))
+            tally(a, mine, (kept - 1) >> WORD_SHIFT, 1)
             taken += 1
         pf_op_end(a, mine)
     return taken
@@ -311,26 +313,20 @@ cdef bint claim_mask(pf_arena *a, uint64_t word, uint64_t mask) noexcept nogil:
     return False
 
 
-cdef void clear_bits(pf_arena *a, pf_lane *lane, uint64_t word, uint64_t mask) noexcept nogil:
-    """Make claimed frames free for anybody."""
-    pf_step(PF_S_free_bit)
-    pf_and_release_u64(&a.bits[word], ~mask)
-    tally(a, lane, word, pf_popcount(mask))
-
-
 cdef void give_back_mask(pf_arena *a, uint64_t word, uint64_t mask) noexcept nogil:
     cdef pf_lane *lane = my_lane(a)
     cdef uint64_t left = mask
     if lane != NULL:
         pf_store_relaxed_u64(&lane.hint, (word << WORD_SHIFT) + pf_ctz(mask))
-    if a.ledger == NULL:
-        clear_bits(a, lane, word, mask)
-        return
-    while left:
+    while left and a.ledger != NULL:
         pf_ledger_free(a, lane, (word << WORD_SHIFT) + pf_ctz(left))
-        clear_bits(a, lane, word, left & -left)
-        pf_op_end(a, lane)
+        pf_step(PF_S_free_bit)
+        pf_and_release_u64(&a.bits[word], ~(left & -left))
         left &= left - 1
+    if left:
+        pf_and_release_u64(&a.bits[word], ~left)
+    pf_op_end(a, lane)
+    tally(a, lane, word, pf_popcount(mask))
 
 
 cdef inline uint64_t word_mask(uint64_t frame, uint64_t stop) noexcept nogil:

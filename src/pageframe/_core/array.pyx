@@ -18,7 +18,7 @@ import numpy as np
 
 from cpython.buffer cimport (
     PyBUF_STRIDED_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer)
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 
 from pageframe._core.arena cimport Arena, pf_bytes_at
 from pageframe._core.errors import FrameTypeError, OutOfFramesError

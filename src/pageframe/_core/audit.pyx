@@ -16,13 +16,12 @@ passed over, and nothing is repaired while an operation is in progress anywhere.
 
 from dataclasses import dataclass
 
-cimport cython
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from pageframe._core.allocator cimport give_back_range, my_lane, next_bit, recount_chunks, set_bit
+from pageframe._core.allocator cimport give_back_range, next_bit, recount_chunks, set_bit
 from pageframe._core.arena cimport (
-    PF_ARENA, PF_LANES, PF_TYPE_LIMIT, Arena, pf_arena, pf_client_count, pf_client_used, pf_lanes_of,
+    PF_ARENA, PF_LANES, Arena, pf_arena, pf_client_count, pf_client_used, pf_lanes_of,
     pf_ledger_of, pf_slot_at, pf_ticket, pf_type_flags)
 from pageframe._core.client cimport client_info, ledger_walk, next_held, walk_ledger
 from pageframe._core.handle cimport end_life
@@ -189,7 +188,6 @@ cdef object audit(Arena mem, bint repair):
     cdef verdict found
     cdef uint64_t orphans = 0
     cdef uint64_t busy = 0
-    cdef uint64_t by_type[PF_TYPE_LIMIT]
     cdef uint32_t client
     cdef bint still
     paddrs = {LEAKED: [], MISCOUNTED: [], DAMAGED: []}
@@ -274,7 +272,8 @@ cdef list holders(Arena mem, uint64_t frame):
     for client in range(pf_client_count(&mem.a)):
         if pf_client_used(&mem.a, client):
             info = client_info(mem, client)
-            handles[info.pid, info.started] = [info, pf_load_relaxed_u32(&pf_ledger_of(&mem.a, client)[frame])]
+            references = pf_load_relaxed_u32(&pf_ledger_of(&mem.a, client)[frame])
+            handles[info.pid, info.started] = info, references
     for i in range(mem.a.header.ticket_capacity):
         ticket = &mem.a.tickets[i]
         if state_of(pf_load_acquire_u64(&ticket.word)) == TICKET_FREE:

@@ -24,6 +24,7 @@ import fcntl
 import os
 import stat
 import struct
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,7 +42,7 @@ from pageframe._core.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 SHM = Path("/dev/shm")
 PREFIX = "pageframe-"
@@ -344,10 +345,9 @@ def unlock(fd: int, offset: int) -> None:
 
 def locked(fd: int, offset: int, size: int) -> bool:
     """Whether somebody else has a lock within a range."""
-    flock = fcntl.fcntl(
-        fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, size, 0)
-    )
-    return _FLOCK.unpack(flock)[0] != fcntl.F_UNLCK
+    flock = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, size, 0))
+    kind: int = _FLOCK.unpack(flock)[0]
+    return kind != fcntl.F_UNLCK
 
 
 def clients_live(fd: int, header: Header) -> bool:
@@ -395,6 +395,23 @@ def sweep() -> None:
         sweep_file(path)
 
 
+def unnamed_files(pids: Iterable[int]) -> Iterator[tuple[bytes, Path]]:
+    """Yield the arenas without a name that processes of this user have open: id, file."""
+    for pid in pids:
+        try:
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                target = str(link.readlink())
+                if target.startswith(MEMFD):
+                    yield bytes.fromhex(target[len(MEMFD) :][:32]), link
+        except (OSError, ValueError):
+            continue  # the process is gone or another user's, or a stranger's file is called alike
+
+
+def all_pids() -> Iterator[int]:
+    """Yield the processes of this machine."""
+    yield from (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
 def find_unnamed(arena_id: bytes, pid: int) -> int | None:
     """Open an arena without a name that a process of this user has; return a descriptor.
 
@@ -405,31 +422,15 @@ def find_unnamed(arena_id: bytes, pid: int) -> int | None:
     pid
         The process that is asked first.
     """
-    label = MEMFD + arena_id.hex()
-    pids = [str(pid), *(entry for entry in os.listdir("/proc") if entry.isdigit())]
-    for number in pids:
-        folder = f"/proc/{number}/fd"
-        try:
-            for entry in os.listdir(folder):
-                link = f"{folder}/{entry}"
-                if os.readlink(link).startswith(label):
-                    return os.open(link, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            continue  # the process is gone or another user's
+    for found, link in unnamed_files(chain((pid,), all_pids())):
+        if found == arena_id:
+            try:
+                return os.open(link, os.O_RDWR | os.O_CLOEXEC)
+            except OSError:
+                continue  # closed meanwhile: perhaps another process has it
     return None
 
 
-def unnamed_ids() -> dict[bytes, int]:
-    """Return the arenas without a name that processes of this user have: id -> a process."""
-    found: dict[bytes, int] = {}
-    for number in os.listdir("/proc"):
-        if not number.isdigit():
-            continue
-        try:
-            for entry in os.listdir(f"/proc/{number}/fd"):
-                target = os.readlink(f"/proc/{number}/fd/{entry}")
-                if target.startswith(MEMFD):
-                    found.setdefault(bytes.fromhex(target[len(MEMFD) :][:32]), int(number))
-        except (OSError, ValueError):
-            continue  # the process is gone, another user's, or a stranger's memfd has our prefix
-    return found
+def unnamed_ids() -> set[bytes]:
+    """Return the ids of the arenas without a name that processes of this user have."""
+    return {arena_id for arena_id, _ in unnamed_files(all_pids())}

@@ -1,0 +1,21 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+from dataclasses import dataclass
+from weakref import WeakSet
+
+from pageframe._core.arena import Arena
+
+@dataclass(frozen=True)
+class ClientInfo:
+    pid: int
+    name: str
+    started: float
+
+shared_arenas: WeakSet[Arena]
+
+def process_name() -> str: ...
+def process_start() -> int: ...
+def before_fork() -> None: ...
+def after_in_parent() -> None: ...
+def after_in_child() -> None: ...

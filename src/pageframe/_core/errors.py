@@ -78,7 +78,7 @@ class ArenaInUseError(PageFrameError, BufferError):
 
 
 class ArenaNameError(PageFrameError, ValueError):
-    """This can't be the name of an arena."""
+    """No arena can have this name."""
 
 
 class ArenaExistsError(PageFrameError, FileExistsError):
@@ -110,11 +110,11 @@ class TicketsFullError(PageFrameError):
 
 
 class BadArenaError(PageFrameError, ValueError):
-    """This is no arena that can be used."""
+    """The file is no arena that can be used."""
 
 
 class ArenaForeignError(BadArenaError):
-    """This is no arena at all."""
+    """The file is no arena at all."""
 
 
 class ArenaByteOrderError(BadArenaError):

@@ -1,19 +1,27 @@
 # This Source Code Form is subject to the terms of the Mozilla Public
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
+import builtins
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, overload
+from typing import Any, Final, Self, SupportsIndex, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import disjoint_base
 
 from pageframe._core.arena import Arena
+from pageframe._core.array import FrameArray
+from pageframe._core.audit import AuditReport, FrameHolder
+from pageframe._core.client import ClientInfo
 from pageframe._core.early import Kind, MemoryRegion
 from pageframe._core.frame import Frame, UFrame
+from pageframe._core.handle import Handle
 from pageframe._core.meta import FrameMeta, UntypedFrameMeta
+from pageframe._core.reap import ReapReport
 from pageframe._core.segment import Segment, USegment
 from pageframe._core.user_allocator import FrameAllocator
 from pageframe._core.vector import FrameVec
@@ -42,6 +50,30 @@ class ArenaStats:
     overhead: int
     frames_by_type: dict[str, int]
 
+@dataclass(frozen=True)
+class ArenaInfo:
+    name: str | None
+    path: Path | None
+    id: str
+    size: int
+    page_size: int
+    clients: int
+
+@dataclass(frozen=True)
+class Sharing:
+    id: bytes
+    clients: int
+    tickets: int
+    area_size: int
+    flags: int
+    ticket_ttl: int
+
+exit_arranged: list[int]
+
+def leave_all() -> None: ...
+def leave_at_exit_of_child() -> None: ...
+def arrange_finalizer(function: Callable[[], None]) -> None: ...
+
 @disjoint_base
 class PhysicalMemory(Arena):
     def __init__(
@@ -54,6 +86,67 @@ class PhysicalMemory(Arena):
         populate: bool = False,
         allocator: FrameAllocator | None = None,
     ) -> None: ...
+    @classmethod
+    def create(
+        cls,
+        size: int | str,
+        name: str | None = None,
+        *,
+        path: str | bytes | PathLike[str] | None = None,
+        exist_ok: bool = False,
+        page_size: int | str = 4096,
+        slot_size: int | str = 64,
+        regions: Iterable[MemoryRegion | tuple[int, int, Kind]] | None = None,
+        populate: bool = False,
+        clients: int = 128,
+        tickets: int | None = None,
+        ticket_ttl: float = 3600.0,
+        unlink_on_last: bool = True,
+    ) -> Self: ...
+    @classmethod
+    def attach(cls, name: str | None = None, *, path: str | bytes | PathLike[str] | None = None) -> Self: ...
+    @classmethod
+    def _attach_unnamed(cls, arena_id: bytes, pid: int) -> Self: ...
+    @staticmethod
+    def list() -> builtins.list[ArenaInfo]: ...
+    @staticmethod
+    def unlink(name: str | None = None, *, path: str | bytes | PathLike[str] | None = None) -> None: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def shared(self) -> bool: ...
+    @property
+    def clients(self) -> tuple[ClientInfo, ...]: ...
+    @property
+    def ticket_ttl(self) -> float: ...
+    @ticket_ttl.setter
+    def ticket_ttl(self, seconds: float) -> None: ...
+    def reap(self) -> ReapReport: ...
+    def audit(self, repair: bool = False) -> AuditReport: ...
+    def holders(self, frame: Handle[Any] | int) -> builtins.list[FrameHolder]: ...
+    def array(
+        self,
+        shape: SupportsIndex | Iterable[SupportsIndex],
+        dtype: npt.DTypeLike = float,
+        *,
+        order: str = "C",
+        zeroed: bool = True,
+    ) -> FrameArray[Any, Any]: ...
+    def zeros(
+        self,
+        shape: SupportsIndex | Iterable[SupportsIndex],
+        dtype: npt.DTypeLike = float,
+        *,
+        order: str = "C",
+    ) -> FrameArray[Any, Any]: ...
+    def empty(
+        self,
+        shape: SupportsIndex | Iterable[SupportsIndex],
+        dtype: npt.DTypeLike = float,
+        *,
+        order: str = "C",
+    ) -> FrameArray[Any, Any]: ...
+    def asarray(self, array: npt.ArrayLike) -> FrameArray[Any, Any]: ...
     @property
     def size(self) -> int: ...
     @property

@@ -34,7 +34,7 @@ from pageframe._core.audit cimport audit, holders
 from pageframe._core.client cimport (
     become, client_info, client_offset, describe, free_place, ledger_walk, lock_place, next_held, use_place,
     walk_ledger)
-from pageframe._core.client import ClientInfo, shared_arenas
+from pageframe._core.client import shared_arenas
 from pageframe._core.early import EarlyAllocator, cover, parse_size
 from pageframe._core.errors import (
     ArenaExistsError, ArenaInUseError, ArenaNotFoundError, BadArenaError, ClientsFullError,
@@ -45,7 +45,7 @@ from pageframe._core.handle cimport (
 from pageframe._core.meta cimport (
     TYPE_META_PAGE, TYPE_RESERVED, TYPE_UNTYPED, TYPE_UNUSABLE, know_types, register_builtin,
     slot_dtype, type_id_of)
-from pageframe._core.reap cimport adopt_orphans, give_back_all, reap, reaped
+from pageframe._core.reap cimport give_back_all, reap, reaped
 from pageframe._core.segment cimport alloc_segment
 from pageframe._core.slot cimport (
     PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_load_relaxed_u32, pf_slot, pf_slot_count,
@@ -423,8 +423,8 @@ cdef class PhysicalMemory(Arena):
             except (OSError, BadArenaError):
                 continue        # gone meanwhile, or another user's
             found.append(arena_info(fd, where))
-        for arena_id, pid in backing.unnamed_ids().items():
-            fd = backing.find_unnamed(arena_id, pid)
+        for arena_id in backing.unnamed_ids():
+            fd = backing.find_unnamed(arena_id, os.getpid())
             if fd is not None:
                 found.append(arena_info(fd, None))
         return [info for info in found if info is not None]

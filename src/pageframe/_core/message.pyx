@@ -19,13 +19,12 @@ import struct
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from pageframe._core import backing
-from pageframe._core.arena cimport Arena, pf_arena, pf_bytes_at, pf_frame_of, pf_slot_at
+from pageframe._core.arena cimport Arena, pf_bytes_at, pf_frame_of, pf_slot_at
 from pageframe._core.array cimport array_over, extent, find_extent, segment_of
 from pageframe._core.array import FrameArray
 from pageframe._core.client import shared_arenas
 from pageframe._core.errors import (
-    ArenaDamagedError, ArenaForeignError, ArenaGoneError, ArenaNotFoundError, BadArenaError,
+    ArenaDamagedError, ArenaGoneError, ArenaNotFoundError, BadArenaError,
     FrameGoneError, GetFrameError)
 from pageframe._core.frame cimport Frame, UFrame, make_frame
 from pageframe._core.handle cimport begin_life, get, held, obtain_run, put
@@ -33,7 +32,6 @@ from pageframe._core.memory import PhysicalMemory
 from pageframe._core.meta cimport TYPE_TICKET_PAGE, know_types
 from pageframe._core.segment cimport Segment, USegment, make_segment
 from pageframe._core.segment cimport give_up as give_up_run
-from pageframe._core.slot cimport pf_slot_in_use
 from pageframe._core.ticket cimport issue, redeem, serial_of
 from pageframe._core.vector cimport FrameVec, empty_vec
 
@@ -230,7 +228,10 @@ cdef int take_again(Arena mem, uint64_t first, uint64_t count, uint64_t generati
     return 0
 
 
-for handle, reduce in (
-        (Frame, reduce_frame), (UFrame, reduce_frame), (Segment, reduce_segment),
-        (USegment, reduce_segment), (FrameArray, reduce_array), (FrameVec, reduce_vector), (PhysicalMemory, reduce_arena)):
-    copyreg.pickle(handle, reduce)
+copyreg.pickle(Frame, reduce_frame)
+copyreg.pickle(UFrame, reduce_frame)
+copyreg.pickle(Segment, reduce_segment)
+copyreg.pickle(USegment, reduce_segment)
+copyreg.pickle(FrameVec, reduce_vector)
+copyreg.pickle(FrameArray, reduce_array)
+copyreg.pickle(PhysicalMemory, reduce_arena)

@@ -29,7 +29,7 @@ from pageframe._core import backing
 from pageframe._core.allocator cimport give_back_range, my_lane, next_bit, release_lane, take_kept_of
 from pageframe._core.arena cimport (
     PF_CLIENT_USED, PF_LANES, PF_ON_DROP, PF_TYPE_LIMIT, Arena, pf_arena, pf_lane, pf_lanes_of,
-    pf_ledger_of, pf_slot_at, pf_type_flags)
+    pf_slot_at, pf_type_flags)
 from pageframe._core.client cimport (
     client_info, client_offset, free_place, ledger_walk, lock_place, next_held, walk_ledger)
 from pageframe._core.handle cimport end_life, knows_on_drop, orphan

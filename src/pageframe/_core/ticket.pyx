@@ -23,8 +23,6 @@ whoever reaps it goes on releasing.  So a message is loaded or lost as a whole, 
 what it held comes back either way.
 """
 
-import os
-
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from pageframe._core.arena cimport Arena, pf_arena, pf_bytes_at, pf_slot_at, pf_ticket
