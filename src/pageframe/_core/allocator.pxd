@@ -16,6 +16,8 @@ cdef int64_t claim_run(pf_arena *a, uint64_t count, uint64_t align) noexcept nog
 cdef uint64_t claim_many(pf_arena *a, uint64_t count, uint64_t *frames) noexcept nogil
 cdef void give_back(pf_arena *a, uint64_t frame) noexcept nogil
 cdef void give_back_mask(pf_arena *a, uint64_t word, uint64_t mask) noexcept nogil
+cdef void give_back_owned(
+    pf_arena *a, uint32_t *ledger, uint64_t word, uint64_t mask) noexcept nogil
 cdef void give_back_range(pf_arena *a, uint64_t first, uint64_t count) noexcept nogil
 cdef uint64_t next_bit(const pf_arena *a, uint64_t frame, uint64_t stop, bint taken) noexcept nogil
 cdef int64_t free_frames(const pf_arena *a) noexcept nogil

@@ -243,7 +243,7 @@ cdef void give_back(pf_arena *a, uint64_t frame) noexcept nogil:
     """Give back a frame whose slot is UNUSED: the lane keeps it, or its bit is cleared."""
     cdef pf_lane *lane = my_lane(a)
     if lane != NULL and pf_load_relaxed_u64(&lane.kept) == 0:
-        pf_ledger_free(a, lane, frame)
+        pf_ledger_free(a, a.ledger, lane, frame)
         pf_step(PF_S_free_kept)
         # Release: whoever takes the frame sees its slot as we left it.
         pf_store_release_u64(&lane.kept, frame + 1)
@@ -314,12 +314,19 @@ cdef bint claim_mask(pf_arena *a, uint64_t word, uint64_t mask) noexcept nogil:
 
 
 cdef void give_back_mask(pf_arena *a, uint64_t word, uint64_t mask) noexcept nogil:
+    """Clear the bits of frames of ours; the lane's hint goes to the first."""
+    give_back_owned(a, a.ledger, word, mask)
+
+
+cdef void give_back_owned(
+        pf_arena *a, uint32_t *ledger, uint64_t word, uint64_t mask) noexcept nogil:
+    """Clear the bits of frames that some client owns, by its ledger."""
     cdef pf_lane *lane = my_lane(a)
     cdef uint64_t left = mask
     if lane != NULL:
         pf_store_relaxed_u64(&lane.hint, (word << WORD_SHIFT) + pf_ctz(mask))
-    while left and a.ledger != NULL:
-        pf_ledger_free(a, lane, (word << WORD_SHIFT) + pf_ctz(left))
+    while left and ledger != NULL:
+        pf_ledger_free(a, ledger, lane, (word << WORD_SHIFT) + pf_ctz(left))
         pf_step(PF_S_free_bit)
         pf_and_release_u64(&a.bits[word], ~(left & -left))
         left &= left - 1

@@ -5,6 +5,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from pageframe._core.arena cimport Arena
+from pageframe._core.slot cimport pf_load_relaxed_u32
 
 
 cdef struct ledger_walk:
@@ -16,7 +17,7 @@ cdef struct ledger_walk:
     int fd
 
 cdef ledger_walk walk_ledger(Arena mem, uint32_t client) noexcept
-cdef bint next_held(ledger_walk *walk, uint64_t *frame) noexcept nogil
+cdef bint next_extent(ledger_walk *walk) noexcept nogil
 cdef uint64_t client_offset(Arena mem, uint32_t client) noexcept
 cdef object client_info(Arena mem, uint32_t client)
 cdef int64_t lock_place(Arena mem, int fd, uint32_t state) except -2
@@ -24,3 +25,15 @@ cdef int use_place(Arena mem, int fd, uint32_t client) except -1
 cdef int free_place(Arena mem, uint32_t client) except -1
 cdef int become(Arena mem, uint32_t client) except -1
 cdef int describe(Arena mem, uint32_t client) except -1
+
+
+cdef inline bint next_held(ledger_walk *walk, uint64_t *frame) noexcept nogil:
+    """Go to the next frame with an entry."""
+    while True:
+        while walk.frame < walk.stop:
+            walk.frame += 1
+            if pf_load_relaxed_u32(&walk.ledger[walk.frame - 1]):
+                frame[0] = walk.frame - 1
+                return True
+        if not next_extent(walk):
+            return False

@@ -42,9 +42,8 @@ from pageframe._core.slot cimport (
 
 cdef extern from * nogil:
     """
-    #define _GNU_SOURCE
-    #include <unistd.h>
     #include <sys/mman.h>
+    #include <unistd.h>
     """
     int64_t lseek(int, int64_t, int)
     int SEEK_DATA, SEEK_HOLE
@@ -85,23 +84,18 @@ cdef ledger_walk walk_ledger(Arena mem, uint32_t client) noexcept:
     return walk
 
 
-cdef bint next_held(ledger_walk *walk, uint64_t *frame) noexcept nogil:
-    """Go to the next frame with an entry; holes of the file are skipped, not filled."""
+cdef bint next_extent(ledger_walk *walk) noexcept nogil:
+    """Go to the next part of a ledger that is there; holes of the file are skipped, not filled."""
     cdef int64_t data, hole
-    while True:
-        while walk.frame < walk.stop:
-            walk.frame += 1
-            if pf_load_relaxed_u32(&walk.ledger[walk.frame - 1]):
-                frame[0] = walk.frame - 1
-                return True
-        if walk.frame >= walk.frames:
-            return False
-        data = lseek(walk.fd, walk.offset + walk.frame * sizeof(uint32_t), SEEK_DATA)
-        if data < 0:        # ENXIO: nothing but a hole from here on
-            return False
-        hole = lseek(walk.fd, data, SEEK_HOLE)
-        walk.frame = max(walk.frame, <uint64_t>(data - walk.offset) // sizeof(uint32_t))
-        walk.stop = min(walk.frames, <uint64_t>(hole - walk.offset) // sizeof(uint32_t))
+    if walk.frame >= walk.frames:
+        return False
+    data = lseek(walk.fd, walk.offset + walk.frame * sizeof(uint32_t), SEEK_DATA)
+    if data < 0:        # ENXIO: nothing but a hole from here on
+        return False
+    hole = lseek(walk.fd, data, SEEK_HOLE)
+    walk.frame = max(walk.frame, <uint64_t>(data - walk.offset) // sizeof(uint32_t))
+    walk.stop = min(walk.frames, <uint64_t>(hole - walk.offset) // sizeof(uint32_t))
+    return True
 
 
 # -- places in the table -----------------------------------------------------------------------

@@ -77,12 +77,12 @@ static inline void pf_ledger_claim(pf_arena *a, pf_lane *lane, uint64_t frame) {
     }
 }
 
-/* A frame that is UNUSED and ours is about to become free. */
-static inline void pf_ledger_free(pf_arena *a, pf_lane *lane, uint64_t frame) {
-    if (a->ledger) {
+/* A frame that is UNUSED is about to become free; the ledger is its owner's. */
+static inline void pf_ledger_free(pf_arena *a, uint32_t *ledger, pf_lane *lane, uint64_t frame) {
+    if (ledger) {
         pf_op_begin(a, lane, PF_OP_FREE, frame);
         pf_step(PF_S_free_ledger);
-        pf_store_release_u32(&a->ledger[frame], 0);
+        pf_store_release_u32(&ledger[frame], 0);
     }
 }
 

@@ -20,7 +20,7 @@ cdef extern from "ledger.h" nogil:
     void pf_op_begin(const pf_arena *, pf_lane *, unsigned op, uint64_t frame)
     void pf_op_end(const pf_arena *, pf_lane *)
     void pf_ledger_claim(pf_arena *, pf_lane *, uint64_t frame)
-    void pf_ledger_free(pf_arena *, pf_lane *, uint64_t frame)
+    void pf_ledger_free(pf_arena *, uint32_t *ledger, pf_lane *, uint64_t frame)
     int pf_ref_inc(pf_arena *, pf_slot *)
     int pf_ref_get(pf_arena *, pf_slot *)
     bint pf_ref_put(pf_arena *, pf_slot *)

@@ -26,7 +26,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from pageframe._core import backing
-from pageframe._core.allocator cimport give_back_range, my_lane, next_bit, release_lane, take_kept_of
+from pageframe._core.allocator cimport give_back_owned, my_lane, next_bit, release_lane, take_kept_of
 from pageframe._core.arena cimport (
     PF_CLIENT_USED, PF_LANES, PF_ON_DROP, PF_TYPE_LIMIT, Arena, pf_arena, pf_lane, pf_lanes_of,
     pf_slot_at, pf_type_flags)
@@ -34,9 +34,9 @@ from pageframe._core.client cimport (
     client_info, client_offset, free_place, ledger_walk, lock_place, next_held, walk_ledger)
 from pageframe._core.handle cimport end_life, knows_on_drop, orphan
 from pageframe._core.ledger cimport (
-    PF_OP_CLAIM, PF_OP_FREE, PF_OP_MORE, PF_OP_NONE, PF_S_adopt_count, PF_S_adopt_ledger,
-    PF_S_reap_bit, PF_S_reap_busy, PF_S_reap_clear, PF_S_reap_count, PF_S_reap_ledger,
-    PF_S_reap_lanes, PF_S_reap_mark, PF_S_reap_sub, pf_op_begin, pf_op_end, pf_step)
+    PF_OP_CLAIM, PF_OP_FREE, PF_OP_LESS, PF_OP_MORE, PF_OP_NONE, PF_S_adopt_count,
+    PF_S_adopt_ledger, PF_S_reap_busy, PF_S_reap_count, PF_S_reap_ledger, PF_S_reap_lanes,
+    PF_S_reap_mark, PF_S_reap_sub, pf_op_begin, pf_op_end, pf_step)
 from pageframe._core.meta cimport know_types, run_on_drop
 from pageframe._core.slot cimport (
     PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_load_relaxed_u32,
@@ -119,6 +119,7 @@ cdef int give_back_all(Arena mem, uint32_t client, reaped *found) except -1:
     cdef uint64_t ops[PF_LANES]
     cdef pf_lane *lanes = pf_lanes_of(&mem.a, client)
     cdef ledger_walk walk
+    cdef outcome result
     cdef uint32_t i
     cdef uint64_t frame
     for i in range(PF_LANES):
@@ -126,13 +127,15 @@ cdef int give_back_all(Arena mem, uint32_t client, reaped *found) except -1:
     settle_tickets(mem, client)
     walk = walk_ledger(mem, client)
     with nogil:
-        while next_held(&walk, &frame):
-            give_back_frame(&mem.a, walk.ledger, frame, found, False)
+        give_back_plain(&mem.a, &walk, found)
     # What is left has an on_drop to run.
     walk = walk_ledger(mem, client)
     while next_held(&walk, &frame):
-        if give_back_frame(&mem.a, walk.ledger, frame, found, True):
-            drop_frame(mem, &walk.ledger[frame], frame, found)
+        result = give_back_frame(&mem.a, walk.ledger, frame, found, True)
+        if result == ENDED:
+            give_back_owned(&mem.a, walk.ledger, frame >> 6, 1ull << (frame & 63))
+        elif result == BUSY:
+            drop_frame(mem, walk.ledger, frame, found)
     take_kept_of(&mem.a, client)
     for i in range(PF_LANES):
         release_lane(&mem.a, client, &lanes[i])
@@ -144,50 +147,68 @@ cdef int give_back_all(Arena mem, uint32_t client, reaped *found) except -1:
     return 0
 
 
-cdef bint give_back_frame(
+cdef enum outcome:
+    KEPT        # others hold the frame
+    ENDED       # it is UNUSED, and its bit and its entry in the ledger are still to go
+    BUSY        # its on_drop is to run
+
+
+cdef void give_back_plain(pf_arena *a, ledger_walk *walk, reaped *found) noexcept nogil:
+    """Give back all frames of a ledger but those that have an on_drop; bits word by word."""
+    cdef uint64_t frame
+    cdef uint64_t word = 0
+    cdef uint64_t ended = 0
+    while next_held(walk, &frame):
+        if ended and frame >> 6 != word:
+            give_back_owned(a, walk.ledger, word, ended)
+            ended = 0
+        if give_back_frame(a, walk.ledger, frame, found, False) == ENDED:
+            word = frame >> 6
+            ended |= 1ull << (frame & 63)
+    if ended:
+        give_back_owned(a, walk.ledger, word, ended)
+
+
+cdef outcome give_back_frame(
         pf_arena *a, uint32_t *ledger, uint64_t frame, reaped *found, bint drops) noexcept nogil:
     """Give back what a client holds of a frame.
 
-    True if the frame is busy and its on_drop is to run; such a frame is passed over
-    unless drops is set.
+    A frame that has an on_drop is passed over unless drops is set.
     """
     cdef pf_slot *slot = pf_slot_at(a, frame)
     cdef uint32_t *entry = &ledger[frame]
     cdef uint32_t references = pf_load_relaxed_u32(entry)
     cdef uint64_t count = pf_slot_count(slot)
     cdef bint on_drop = pf_type_flags(a, slot) & PF_ON_DROP != 0
-    if count != PF_UNUSED and count != PF_BUSY and on_drop and not drops:
-        return False
     if count == PF_UNUSED:
-        pass        # claimed and not yet built, or torn down and not yet free
-    elif count == PF_BUSY:
-        on_drop = False     # it may have run
-    elif count == PF_UNIQUE:
+        return ENDED        # claimed and not yet built, or torn down and not yet free
+    if count == PF_BUSY:
+        return end_frame(a, slot, found)        # its on_drop may have run
+    if on_drop and not drops:
+        return KEPT
+    if count == PF_UNIQUE:
         found.references += 1
         pf_step(PF_S_reap_busy)
         pf_store_release_u64(&slot.count, PF_BUSY)
     elif count == PF_ORPHAN:
         pf_store_release_u32(entry, 0)
-        return False
+        return KEPT
     else:
         found.references += references
         pf_step(PF_S_reap_count)
         if not pf_slot_end(slot, references):
             # Others hold it, too.  As in pf_shared_less(): the ledger first.
-            pf_op_begin(a, my_lane(a), PF_OP_MORE, frame)
+            pf_op_begin(a, my_lane(a), PF_OP_LESS, frame)
             pf_step(PF_S_reap_ledger)
             pf_store_release_u32(entry, 0)
             pf_step(PF_S_reap_sub)
             if not drop_references(slot, references):
                 pf_op_end(a, my_lane(a))
-                return False
+                return KEPT
             pf_step(PF_S_reap_mark)
             pf_store_release_u32(entry, 1)
             pf_op_end(a, my_lane(a))
-    if count != PF_UNUSED and on_drop:
-        return True
-    end_frame(a, entry, frame, found)
-    return False
+    return BUSY if on_drop else end_frame(a, slot, found)
 
 
 cdef bint drop_references(pf_slot *slot, uint64_t references) noexcept nogil:
@@ -201,30 +222,25 @@ cdef bint drop_references(pf_slot *slot, uint64_t references) noexcept nogil:
     return False
 
 
-cdef void end_frame(pf_arena *a, uint32_t *entry, uint64_t frame, reaped *found) noexcept nogil:
-    """End a frame that is busy, or unused already, and free its bit; entry is its owner's."""
-    cdef pf_slot *slot = pf_slot_at(a, frame)
-    if pf_slot_count(slot) != PF_UNUSED:
-        found.frames += 1
-        found.by_type[slot.type_id & (PF_TYPE_LIMIT - 1)] += 1
-        slot.list_id = 0
-        pf_slot_retire(slot)
-    pf_op_begin(a, my_lane(a), PF_OP_FREE, frame)
-    pf_step(PF_S_reap_clear)
-    pf_store_release_u32(entry, 0)
-    pf_step(PF_S_reap_bit)
-    give_back_range(a, frame, 1)
+cdef outcome end_frame(pf_arena *a, pf_slot *slot, reaped *found) noexcept nogil:
+    """End a frame that is busy."""
+    found.frames += 1
+    found.by_type[slot.type_id & (PF_TYPE_LIMIT - 1)] += 1
+    slot.list_id = 0
+    pf_slot_retire(slot)
+    return ENDED
 
 
-cdef int drop_frame(Arena mem, uint32_t *entry, uint64_t frame, reaped *found) except -1:
+cdef int drop_frame(Arena mem, uint32_t *ledger, uint64_t frame, reaped *found) except -1:
     """Run the on_drop of a busy frame and end it; or leave it to a process that can."""
     cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
     slot.list_id = 0
     if knows_on_drop(mem, slot):
         run_on_drop(mem, slot)
-        end_frame(&mem.a, entry, frame, found)
+        end_frame(&mem.a, slot, found)
+        give_back_owned(&mem.a, ledger, frame >> 6, 1ull << (frame & 63))
     else:
-        orphan(&mem.a, entry, slot)
+        orphan(&mem.a, &ledger[frame], slot)
         found.orphans += 1
     return 0
 
