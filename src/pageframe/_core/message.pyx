@@ -15,9 +15,13 @@ of it, and stays attached until it ends.
 
 import copyreg
 import os
-import struct
+import weakref
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+import numpy as np
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
 
 from pageframe._core.arena cimport Arena, pf_bytes_at, pf_frame_of, pf_slot_at
 from pageframe._core.array cimport array_over, extent, find_extent, segment_of
@@ -40,10 +44,32 @@ cdef enum:
     RUN = 2
     MANY = 3
 
-# kind, id of the arena, ticket, its serial number, first frame, frames, generations, process
-MESSAGE = struct.Struct("<B16sIQIIQI")
+# A message as it lies in the pickle; behind it the path of the arena, if it has one.
+cdef packed struct pf_message:
+    uint8_t kind
+    unsigned char arena[16]     # its id
+    uint32_t ticket
+    uint64_t serial             # of the ticket
+    uint32_t first              # frame
+    uint32_t count
+    uint64_t generations
+    uint32_t pid                # of the sender
+    uint32_t shown              # bytes of what follows about an array
+
+# How an array lies in its frames; its shape follows, its strides unless the elements are
+# contiguous, and the name of its data type unless that has none which says all.
+cdef packed struct pf_array_message:
+    uint64_t offset
+    uint8_t ndim
+    uint8_t strided
+    uint8_t readonly
+    uint8_t name_size
+    uint32_t reserved
 
 kept = {}       # arenas that messages have attached this process to, by id
+
+cdef dict dtypes = {}       # by name
+cdef object last_used = None    # weak reference to the arena of the last message
 
 
 cdef uint64_t mix(uint64_t value, uint64_t generation) noexcept nogil:
@@ -51,11 +77,21 @@ cdef uint64_t mix(uint64_t value, uint64_t generation) noexcept nogil:
     return (value ^ generation) * <uint64_t>0x100000001b3
 
 
-cdef object pack(Arena mem, int kind, int64_t ticket, uint64_t first, uint64_t count, uint64_t generations):
-    path = b"" if mem.path is None else os.fsencode(mem.path)
-    return load, (MESSAGE.pack(
-        kind, bytes(mem.a.header.id[:16]), ticket, serial_of(mem.a.tickets[ticket].word), first, count,
-        generations, mem.a.clients[mem.a.client].pid) + path,)
+cdef bytes pack(
+        Arena mem, int kind, int64_t ticket, uint64_t first, uint64_t count, uint64_t generations,
+        bytes shown=b""):
+    cdef pf_message message
+    message.kind = kind
+    memcpy(message.arena, mem.a.header.id, sizeof(message.arena))
+    message.ticket = ticket
+    message.serial = serial_of(mem.a.tickets[ticket].word)
+    message.first = first
+    message.count = count
+    message.generations = generations
+    message.pid = mem.a.clients[mem.a.client].pid
+    message.shown = len(shown)
+    packed = (<const char *>&message)[:sizeof(message)] + shown
+    return packed if mem.path is None else packed + os.fsencode(mem.path)
 
 
 cdef int check_shared(Arena mem, object handle) except -1:
@@ -70,7 +106,8 @@ def reduce_frame(Frame frame not None):
     """Pickle a frame."""
     cdef uint64_t number = pf_frame_of(&frame.mem.a, held(frame))
     check_shared(frame.mem, frame)
-    return pack(frame.mem, ONE, issue(frame.mem, number, 1, 0), number, 1, mix(0, frame.slot.generation))
+    return load, (pack(
+        frame.mem, ONE, issue(frame.mem, number, 1, 0), number, 1, mix(0, frame.slot.generation)),)
 
 
 def reduce_segment(Segment segment not None):
@@ -81,9 +118,9 @@ def reduce_segment(Segment segment not None):
     check_shared(segment.mem, segment)
     for frame in range(segment.first, segment.first + segment.count):
         generations = mix(generations, pf_slot_at(&segment.mem.a, frame).generation)
-    return pack(
+    return load, (pack(
         segment.mem, RUN, issue(segment.mem, segment.first, segment.count, 0), segment.first,
-        segment.count, generations)
+        segment.count, generations),)
 
 
 def reduce_vector(FrameVec vec not None):
@@ -108,7 +145,7 @@ def reduce_vector(FrameVec vec not None):
         ticket = issue(mem, first, vec.count, pages)
     finally:
         give_up_run(mem, first, pages)      # the ticket has references of its own
-    return pack(mem, MANY, ticket, 0, vec.count, generations)
+    return load, (pack(mem, MANY, ticket, 0, vec.count, generations),)
 
 
 def reduce_array(array):
@@ -116,24 +153,75 @@ def reduce_array(array):
     cdef extent found
     cdef uint64_t generations = 0
     cdef uint64_t frame
+    cdef bytes name
+    cdef bytes extents
+    cdef pf_array_message shown
     cdef USegment segment = segment_of(array)
     if segment is None or segment.mem.fd < 0:
         return array.__reduce__()
     find_extent(array, segment, &found)
+    dtype = array.dtype
+    # What a string says in full travels as one.
+    name = dtype.str.encode() if dtype.kind in "biufcSUmM" else b""
+    shape = array.shape
+    extents = pack_extents(shape) if found.contiguous else pack_extents(shape + array.strides)
+    shown.offset = found.offset
+    shown.ndim = len(shape)
+    shown.strided = not found.contiguous
+    shown.readonly = found.readonly
+    shown.name_size = len(name)
     for frame in range(found.first, found.first + found.count):
         generations = mix(generations, pf_slot_at(&segment.mem.a, frame).generation)
     message = pack(
         segment.mem, RUN, issue(segment.mem, found.first, found.count, 0), found.first, found.count,
-        generations)[1][0]
-    dtype = array.dtype
-    return load_array, (
-        message, dtype.str if dtype.kind in "biufcSUmM" else dtype, array.shape, found.offset,
-        None if found.contiguous else array.strides, found.readonly)
+        generations, (<const char *>&shown)[:sizeof(shown)] + extents + name)
+    return load_array, (message,) if name else (message, dtype)
 
 
-def load_array(message, dtype, shape, offset, strides, readonly):
+cdef bytes pack_extents(tuple values):
+    cdef bytes packed = PyBytes_FromStringAndSize(NULL, len(values) * sizeof(int64_t))
+    cdef int64_t *words = <int64_t *>PyBytes_AS_STRING(packed)
+    cdef Py_ssize_t i
+    for i in range(len(values)):
+        words[i] = values[i]
+    return packed
+
+
+cdef tuple unpack_extents(const int64_t *words, Py_ssize_t count):
+    return tuple([words[i] for i in range(count)])
+
+
+def load_array(bytes message not None, dtype=None):
     """Return the array that was pickled; raises as `load` does."""
-    return array_over(load(message), shape, dtype, offset, strides, readonly)
+    cdef const pf_message *m = <const pf_message *><const char *>message
+    cdef const pf_array_message *shown
+    cdef const int64_t *words
+    cdef Py_ssize_t size, count
+    if len(message) < <Py_ssize_t>sizeof(pf_message) or m.kind != RUN or m.shown < sizeof(pf_array_message):
+        raise ArenaDamagedError("this pickle is of no array")
+    if len(message) < <Py_ssize_t>sizeof(pf_message) + m.shown:
+        raise ArenaDamagedError(f"a message of {len(message)} bytes was cut")
+    shown = <const pf_array_message *>(m + 1)
+    words = <const int64_t *>(shown + 1)
+    count = shown.ndim * (2 if shown.strided else 1)
+    size = sizeof(pf_array_message) + count * sizeof(int64_t) + shown.name_size
+    if m.shown != size:
+        raise ArenaDamagedError("this pickle is of no array")
+    if dtype is None:
+        dtype = dtype_of((<const char *>(words + count))[:shown.name_size])
+    return array_over(
+        load(message), unpack_extents(words, shown.ndim), dtype, shown.offset,
+        unpack_extents(words + shown.ndim, shown.ndim) if shown.strided else None, shown.readonly)
+
+
+cdef object dtype_of(bytes name):
+    """The data type that a string says in full; looked up where it was met before."""
+    dtype = dtypes.get(name)
+    if dtype is None:
+        dtype = np.dtype(name.decode())
+        if len(dtypes) < 256:
+            dtypes[name] = dtype
+    return dtype
 
 
 def reduce_arena(Arena mem not None):
@@ -155,9 +243,9 @@ def load_arena(arena_id, pid, path):
     ClientsFullError
         If the table of clients is full.
     """
-    for mem in list(shared_arenas):
-        if (<Arena>mem).a.open and bytes((<Arena>mem).a.header.id[:16]) == arena_id:
-            return mem
+    mem = find_arena(arena_id)
+    if mem is not None:
+        return mem
     where = os.fsdecode(path) or f"without a name, id {arena_id.hex()}"
     try:
         if path:
@@ -166,11 +254,29 @@ def load_arena(arena_id, pid, path):
             mem = PhysicalMemory._attach_unnamed(arena_id, pid)
     except (ArenaNotFoundError, BadArenaError) as error:
         raise ArenaGoneError(f"the arena {where} of this pickle is not here: {error}") from None
-    if bytes((<Arena>mem).a.header.id[:16]) != arena_id:
+    if not is_arena(mem, arena_id):
         mem.close()
         raise ArenaGoneError(f"the arena {where} of this pickle is gone: another one has its name")
     kept[arena_id] = mem
     return mem
+
+
+cdef Arena find_arena(bytes arena_id):
+    """The arena of an id if this process is attached to it."""
+    global last_used
+    cdef Arena mem = None if last_used is None else last_used()
+    if mem is not None and is_arena(mem, arena_id):
+        return mem
+    for mem in list(shared_arenas):
+        if is_arena(mem, arena_id):
+            last_used = weakref.ref(mem)
+            return mem
+    return None
+
+
+cdef bint is_arena(Arena mem, bytes arena_id) noexcept:
+    return (mem.a.open and len(arena_id) == sizeof(mem.a.header.id)
+            and memcmp(mem.a.header.id, <const char *>arena_id, sizeof(mem.a.header.id)) == 0)
 
 
 def load(bytes message not None):
@@ -185,26 +291,28 @@ def load(bytes message not None):
         released since.
     """
     cdef Arena mem
-    cdef uint64_t first, count
+    cdef const pf_message *m = <const pf_message *><const char *>message
     cdef FrameVec vec
-    kind, arena_id, ticket, serial, first, count, generations, pid = MESSAGE.unpack_from(message)
-    mem = load_arena(arena_id, pid, message[MESSAGE.size:])
-    if ticket >= mem.a.header.ticket_capacity or first + count > mem.a.frames or count == 0:
+    if len(message) < <Py_ssize_t>sizeof(pf_message):
+        raise ArenaDamagedError(f"a message of {len(message)} bytes was cut")
+    mem = load_arena(m.arena[:16], m.pid, message[sizeof(pf_message) + m.shown:])
+    if (m.kind not in (ONE, RUN, MANY) or m.ticket >= mem.a.header.ticket_capacity or m.count == 0
+            or <uint64_t>m.first + m.count > mem.a.frames or (m.kind == ONE and m.count != 1)):
         raise ArenaDamagedError("this pickle does not fit its arena")
-    if kind == MANY:
-        vec = empty_vec(mem, count)
-        if not redeem(mem, ticket, serial, first, count, vec.frames):
+    if m.kind == MANY:
+        vec = empty_vec(mem, m.count)
+        if not redeem(mem, m.ticket, m.serial, m.first, m.count, vec.frames):
             raise FrameGoneError(
-                f"the message of {count} frames was loaded before, or has expired: its list is gone")
-        vec.count = count
+                f"the message of {m.count} frames was loaded before, or has expired: its list is gone")
+        vec.count = m.count
         know_types(mem)
         return vec
-    if not redeem(mem, ticket, serial, first, count, NULL):
-        take_again(mem, first, count, generations)
+    if not redeem(mem, m.ticket, m.serial, m.first, m.count, NULL):
+        take_again(mem, m.first, m.count, m.generations)
     know_types(mem)
-    if kind == ONE:
-        return make_frame(mem, pf_slot_at(&mem.a, first))
-    return make_segment(mem, first, count)
+    if m.kind == ONE:
+        return make_frame(mem, pf_slot_at(&mem.a, m.first))
+    return make_segment(mem, m.first, m.count)
 
 
 cdef int take_again(Arena mem, uint64_t first, uint64_t count, uint64_t generations) except -1:
