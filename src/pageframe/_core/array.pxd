@@ -2,6 +2,7 @@
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
+cimport numpy as np
 from libc.stdint cimport int64_t, uint64_t
 
 from pageframe._core.arena cimport Arena
@@ -17,7 +18,7 @@ cdef struct extent:
 
 cdef object new_array(Arena mem, object shape, object dtype, object order, bint zeroed)
 cdef object array_like(Arena mem, object source)
-cdef object array_over(USegment segment, object shape, object dtype, object offset, object strides,
-                       bint readonly)
-cdef USegment segment_of(object array)
-cdef int find_extent(object array, USegment segment, extent *found) except -1
+cdef object array_over(
+    USegment segment, tuple shape, np.dtype dtype, uint64_t offset, tuple strides, bint readonly)
+cdef USegment segment_of(np.ndarray array)
+cdef int find_extent(np.ndarray array, USegment segment, extent *found) except -1

@@ -14,22 +14,28 @@ What is computed from such an array is an ordinary one, in ordinary memory.
 
 import operator
 
-import numpy as np
+import numpy
 
-from cpython.buffer cimport (
-    PyBUF_STRIDED_RO, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer)
-from libc.stdint cimport int64_t
+cimport numpy as np
+from cpython.object cimport PyTypeObject
+from cpython.ref cimport Py_INCREF, PyObject
+from libc.stdint cimport int64_t, uint64_t
 
 from pageframe._core.arena cimport Arena, pf_bytes_at
-from pageframe._core.errors import FrameTypeError, OutOfFramesError
+from pageframe._core.errors import ArenaDamagedError, FrameTypeError, OutOfFramesError
 from pageframe._core.segment cimport USegment, alloc_segment
 
-ndarray = np.ndarray
-frombuffer = np.frombuffer
-uint8 = np.uint8
+cdef extern from "numpy/arrayobject.h":
+    object PyArray_NewFromDescr(
+        PyTypeObject *, np.dtype, int, np.npy_intp *, np.npy_intp *, void *, int, PyObject *)
+
+cdef enum:
+    MAX_DIMS = 32       # what all versions of NumPy can hold
+
+np.import_array()
 
 
-class FrameArray(np.ndarray):
+class FrameArray(numpy.ndarray):
     """A NumPy array whose memory is frames of an arena; had from `PhysicalMemory.array`.
 
     Of a shared arena it is pickled as a handle, a few dozen bytes whatever its size, and
@@ -47,7 +53,7 @@ class FrameArray(np.ndarray):
 cdef object new_array(Arena mem, object shape, object dtype, object order, bint zeroed):
     """An array over fresh frames."""
     cdef USegment segment
-    dtype = np.dtype(dtype)
+    dtype = numpy.dtype(dtype)
     if dtype.hasobject:
         raise FrameTypeError(f"an array of {dtype} holds references to objects, which frames can't")
     if order not in ("C", "F"):
@@ -66,15 +72,20 @@ cdef object new_array(Arena mem, object shape, object dtype, object order, bint 
     if frames > mem.a.frames:
         raise OutOfFramesError(
             f"an array of {size} bytes takes {frames} frames, the arena has {mem.a.frames}")
+    strides = []
+    stride = dtype.itemsize
+    for length in shape if order == "F" else reversed(shape):
+        strides.append(stride)
+        stride *= max(length, 1)
     segment = alloc_segment(mem, frames, None, zeroed, None)
-    return ndarray.__new__(
-        FrameArray, shape, dtype, frombuffer(segment, uint8), 0, None, order)
+    return array_over(
+        segment, shape, dtype, 0, tuple(strides if order == "F" else reversed(strides)), False)
 
 
 cdef object array_like(Arena mem, object source):
     """An array over frames with the elements of another one; that one if it is of this arena."""
     cdef USegment segment
-    source = np.asanyarray(source)
+    source = numpy.asanyarray(source)
     if isinstance(source, FrameArray):
         segment = segment_of(source)
         if segment is not None and segment.mem is mem:
@@ -86,51 +97,83 @@ cdef object array_like(Arena mem, object source):
 
 
 cdef object array_over(
-        USegment segment, object shape, object dtype, object offset, object strides, bint readonly):
-    """An array over a segment; frames, offset and strides must fit."""
-    root = frombuffer(memoryview(segment).toreadonly() if readonly else segment, uint8)
-    return ndarray.__new__(FrameArray, shape, dtype, root, offset, strides)
+        USegment segment, tuple shape, np.dtype dtype, uint64_t offset, tuple strides, bint readonly):
+    """An array over a segment; strides of None stand for C order."""
+    cdef np.npy_intp lengths[MAX_DIMS]
+    cdef np.npy_intp steps[MAX_DIMS]
+    cdef int ndim = len(shape)
+    cdef int i
+    cdef int64_t low = 0
+    cdef int64_t high = dtype.itemsize
+    cdef int64_t size = segment.count << segment.mem.a.page_shift
+    cdef bint empty = False
+    cdef np.ndarray array
+    if ndim > MAX_DIMS:
+        raise ValueError(f"an array has {MAX_DIMS} dimensions at the most, not {ndim}")
+    for i in range(ndim - 1, -1, -1):
+        lengths[i] = shape[i]
+        steps[i] = high if strides is None else strides[i]
+        if strides is None:
+            high *= lengths[i]
+        empty = empty or lengths[i] == 0
+    if strides is not None:
+        for i in range(ndim):
+            if steps[i] < 0:
+                low += (lengths[i] - 1) * steps[i]
+            else:
+                high += (lengths[i] - 1) * steps[i]
+    if empty:
+        low = high = 0
+    if not 0 <= <int64_t>offset + low <= <int64_t>offset + high <= size or min(shape, default=0) < 0:
+        raise ArenaDamagedError(f"an array of shape {shape} does not fit its segment of {size} bytes")
+    view = memoryview(segment)
+    if readonly:
+        view = view.toreadonly()
+    Py_INCREF(dtype)        # PyArray_NewFromDescr() takes the reference
+    array = PyArray_NewFromDescr(
+        <PyTypeObject *>FrameArray, dtype, ndim, lengths, steps,
+        pf_bytes_at(&segment.mem.a, segment.first) + offset,
+        0 if readonly else np.NPY_ARRAY_WRITEABLE, NULL)
+    np.set_array_base(array, view)
+    np.PyArray_UpdateFlags(array, np.NPY_ARRAY_UPDATE_ALL)
+    return array
 
 
-cdef USegment segment_of(object array):
+cdef USegment segment_of(np.ndarray array):
     """The segment that an array lies in; None if it lies in other memory."""
-    base = array.base
-    while isinstance(base, ndarray):
-        base = base.base
+    cdef object base = np.get_array_base(array)
+    while isinstance(base, np.ndarray):
+        base = np.get_array_base(base)
     if type(base) is memoryview:
         base = base.obj
     return base if type(base) is USegment else None
 
 
-cdef int find_extent(object array, USegment segment, extent *found) except -1:
+cdef int find_extent(np.ndarray array, USegment segment, extent *found) except -1:
     """Which of a segment's frames an array lies in."""
-    cdef Py_buffer view
     cdef int64_t low = 0
-    cdef int64_t high
-    cdef int64_t start, first
+    cdef int64_t high = np.PyArray_ITEMSIZE(array)
+    cdef int64_t start, length, stride
+    cdef uint64_t end
     cdef int i
     cdef Arena mem = segment.mem
-    PyObject_GetBuffer(array, &view, PyBUF_STRIDED_RO)
-    try:
-        high = view.itemsize
-        for i in range(view.ndim):
-            if view.shape[i] == 0:
-                low = 0
-                high = 1        # no element at all: the frame where the first would be
-                break
-            if view.strides[i] < 0:
-                low += (view.shape[i] - 1) * view.strides[i]
-            else:
-                high += (view.shape[i] - 1) * view.strides[i]
-        start = <unsigned char *>view.buf - pf_bytes_at(&mem.a, 0)
-        first = (start + low) >> mem.a.page_shift
-        found.first = max(first, <int64_t>segment.first)
-        found.count = ((start + max(high, low + 1) - 1) >> mem.a.page_shift) - found.first + 1
-        found.offset = start - (found.first << mem.a.page_shift)
-        found.readonly = view.readonly
-        found.contiguous = PyBuffer_IsContiguous(&view, 67)     # "C"
-    finally:
-        PyBuffer_Release(&view)
+    for i in range(np.PyArray_NDIM(array)):
+        length, stride = np.PyArray_DIM(array, i), np.PyArray_STRIDE(array, i)
+        if length == 0:
+            low = high = 0
+            break
+        if stride < 0:
+            low += (length - 1) * stride
+        else:
+            high += (length - 1) * stride
+    start = <unsigned char *>np.PyArray_DATA(array) - mem.a.base
+    # Of an array without elements: the frame where the first would be, if there is one.
+    found.first = min((start + low) >> mem.a.page_shift, segment.first + segment.count - 1)
+    end = max((start + high - 1) >> mem.a.page_shift, <int64_t>found.first)
+    found.count = end - found.first + 1
+    found.offset = start - (found.first << mem.a.page_shift)
+    found.readonly = not np.PyArray_ISWRITEABLE(array)
+    found.contiguous = np.PyArray_IS_C_CONTIGUOUS(array)
     return 0
 
 
@@ -154,7 +197,7 @@ def readonly(array):
         If the array is not over frames.
     """
     cdef extent found
-    cdef USegment segment = segment_of(array) if isinstance(array, ndarray) else None
+    cdef USegment segment = segment_of(array) if isinstance(array, np.ndarray) else None
     if segment is None:
         raise FrameTypeError(f"{type(array).__name__} is no array over frames")
     find_extent(array, segment, &found)

@@ -69,6 +69,7 @@ cdef packed struct pf_array_message:
 kept = {}       # arenas that messages have attached this process to, by id
 
 cdef dict dtypes = {}       # by name
+cdef dict names = {}        # by data type
 cdef object last_used = None    # weak reference to the arena of the last message
 
 
@@ -161,8 +162,7 @@ def reduce_array(array):
         return array.__reduce__()
     find_extent(array, segment, &found)
     dtype = array.dtype
-    # What a string says in full travels as one.
-    name = dtype.str.encode() if dtype.kind in "biufcSUmM" else b""
+    name = name_of(dtype)
     shape = array.shape
     extents = pack_extents(shape) if found.contiguous else pack_extents(shape + array.strides)
     shown.offset = found.offset
@@ -212,6 +212,16 @@ def load_array(bytes message not None, dtype=None):
     return array_over(
         load(message), unpack_extents(words, shown.ndim), dtype, shown.offset,
         unpack_extents(words + shown.ndim, shown.ndim) if shown.strided else None, shown.readonly)
+
+
+cdef bytes name_of(object dtype):
+    """A string that says all of a data type; empty if there is none."""
+    name = names.get(dtype)
+    if name is None:
+        name = dtype.str.encode() if dtype.kind in "biufcSUmM" and dtype.metadata is None else b""
+        if len(names) < 256:
+            names[dtype] = name
+    return name
 
 
 cdef object dtype_of(bytes name):
