@@ -39,6 +39,7 @@ from pageframe._core.errors import (
     ArenaPermissionError,
     ArenaTruncatedError,
     ArenaVersionError,
+    BadArenaError,
 )
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def create_file(path: Path | None, label: str, total: int, reserved: int) -> int
     if path is None:
         fd = os.memfd_create(PREFIX + label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(fd, total)
+            set_size(fd, total, "a memfd")
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         except BaseException:
             os.close(fd)
@@ -230,7 +231,8 @@ def create_file(path: Path | None, label: str, total: int, reserved: int) -> int
         return fd
     fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
-        os.ftruncate(fd, total)
+        os.fchmod(fd, 0o600)  # whatever the umask
+        set_size(fd, total, str(path))
         reserve(fd, 0, reserved, str(path))
     except BaseException:
         os.close(fd)
@@ -238,16 +240,29 @@ def create_file(path: Path | None, label: str, total: int, reserved: int) -> int
     return fd
 
 
+def set_size(fd: int, size: int, where: str) -> None:
+    """Make a file so large, with a hole for all that it does not have."""
+    try:
+        os.ftruncate(fd, size)
+    except OSError as error:
+        raise no_room(error, size, where) from None
+
+
 def reserve(fd: int, offset: int, size: int, where: str) -> None:
     """Have the file system set memory aside, so that touching it can't fail later."""
     try:
         os.posix_fallocate(fd, offset, size)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            raise
-        raise ArenaFullError(
-            error.errno, f"the file system can't hold {size} bytes more: {error.strerror}", where
-        ) from None
+        raise no_room(error, size, where) from None
+
+
+def no_room(error: OSError, size: int, where: str) -> OSError:
+    """Return the error to raise where a file could not be made larger."""
+    if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return error
+    return ArenaFullError(
+        error.errno, f"the file system can't hold {size} bytes more: {error.strerror}", where
+    )
 
 
 def publish(fd: int, path: Path) -> None:
@@ -373,7 +388,7 @@ def sweep_file(path: Path) -> bool:
     """Remove a named arena that processes which were killed have left; return whether it was."""
     try:
         fd = open_file(path)
-    except (OSError, ArenaForeignError):
+    except (OSError, BadArenaError):
         return False
     try:
         header = read_header(fd, str(path))
@@ -383,7 +398,7 @@ def sweep_file(path: Path) -> bool:
             return False
         os.pwrite(fd, b"\1\0\0\0", GONE)
         return remove_name(fd, path)
-    except (ArenaForeignError, ArenaDamagedError, ArenaVersionError):
+    except BadArenaError:
         return False  # not ours to remove
     finally:
         os.close(fd)

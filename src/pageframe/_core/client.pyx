@@ -151,7 +151,7 @@ cdef int free_place(Arena mem, uint32_t client) except -1:
 cdef int describe(Arena mem, uint32_t client) except -1:
     """Write down which process has a place."""
     cdef pf_client *record = &mem.a.clients[client]
-    cdef bytes name = process_name().encode()[:sizeof(record.name) - 1]
+    cdef bytes name = process_name().encode(errors="replace")[:sizeof(record.name) - 1]
     record.pid = os.getpid()
     record.started = process_start()
     memset(record.name, 0, sizeof(record.name))

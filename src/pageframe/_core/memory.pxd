@@ -18,5 +18,6 @@ cdef class PhysicalMemory(Arena):
     cdef int check_shared(self, str what) except -1
     cdef int join(self) except -1
     cdef int leave(self) except -1
+    cdef void leave_unasked(self) noexcept
     cdef int drop_file(self) except -1
     cdef int detach(self) except -1

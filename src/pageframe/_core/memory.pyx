@@ -37,7 +37,7 @@ from pageframe._core.client cimport (
 from pageframe._core.client import shared_arenas
 from pageframe._core.early import EarlyAllocator, cover, parse_size
 from pageframe._core.errors import (
-    ArenaExistsError, ArenaInUseError, ArenaNotFoundError, BadArenaError, ClientsFullError,
+    ArenaExistsError, ArenaInUseError, ArenaNameError, ArenaNotFoundError, BadArenaError, ClientsFullError,
     NotAlignedError, OutOfFramesError)
 from pageframe._core.frame cimport UFrame, make_frame
 from pageframe._core.handle cimport (
@@ -333,34 +333,41 @@ cdef class PhysicalMemory(Arena):
         if not 0 <= ticket_ttl < 2.0 ** 32:
             raise ValueError(f"ticket_ttl must be in 0 .. 2**32 seconds, not {ticket_ttl}")
         covered = cover(regions, size, page)
-        backing.sweep()
-        if where is not None:
-            backing.sweep_file(where)
-            if exist_ok and where.exists():
-                return cls.attach(path=where)
         sharing = Sharing(
             id=os.urandom(16), clients=clients, tickets=tickets,
             area_size=PF_LANES_SIZE + -(-frames * 4 // 4096) * 4096,
             flags=(PF_UNLINK_ON_LAST if unlink_on_last else 0) | (PF_RESERVED_MEMORY if where else 0),
             ticket_ttl=int(ticket_ttl * 1e9))
         areas = clients * sharing.area_size
-        self = cls.__new__(cls)
-        self.fd = backing.create_file(where, sharing.id.hex(), size + areas, size)
-        self.path = where
-        self.map_shared(self.fd, size, areas, page, slot)
-        if populate:
-            self.populate(size)
-        self.boot(covered, page, sharing)
-        self.join()
-        if where is not None:
+        backing.sweep()
+        # With exist_ok others may create the arena, or leave it and take it along, at any moment.
+        while True:
+            if where is not None:
+                backing.sweep_file(where)
+                if exist_ok and os.path.lexists(where):
+                    try:
+                        return cls.attach(path=where)
+                    except ArenaNotFoundError:
+                        if where.is_symlink():
+                            raise
+                        continue
+            self = cls.__new__(cls)
+            self.fd = backing.create_file(where, sharing.id.hex(), size + areas, size)
+            self.path = where
+            self.map_shared(self.fd, size, areas, page, slot)
+            if populate:
+                self.populate(size)
+            self.boot(covered, page, sharing)
+            self.join()
+            if where is None:
+                return self
             try:
                 backing.publish(self.fd, where)
+                return self
             except ArenaExistsError:
                 if not exist_ok:
                     raise
                 self.close()
-                return cls.attach(path=where)
-        return self
 
     @classmethod
     def attach(cls, name=None, *, path=None):
@@ -532,7 +539,15 @@ cdef class PhysicalMemory(Arena):
         os.close(fd)
         return 0
 
+    def __del__(self):
+        # Before the collector has cleared anything, should the arena be in a cycle.
+        self.leave_unasked()
+
     def __dealloc__(self):
+        self.leave_unasked()    # of a subclass whose __del__ does not call ours
+
+    cdef void leave_unasked(self) noexcept:
+        """Leave a shared arena that nobody refers to any more."""
         cdef PyObject *waiting[3]
         if not self.span or not self.a.open:
             return
@@ -1066,7 +1081,10 @@ cdef object place_of(object name, object path):
     if name is not None and path is not None:
         raise TypeError("an arena has a name or a path, not both")
     if path is not None:
-        return Path(os.fsdecode(path)).absolute()
+        where = os.fsdecode(path)
+        if "\0" in where:
+            raise ArenaNameError(f"{where!r} is no path for an arena: it has a NUL")
+        return Path(where).absolute()
     return None if name is None else backing.path_of(name)
 
 
