@@ -42,8 +42,9 @@ from pageframe._core.arena cimport (
     pf_chunk, pf_client_count, pf_client_used, pf_ctz, pf_highest, pf_lane, pf_lanes_of, pf_mask,
     pf_popcount, pf_slot_at)
 from pageframe._core.ledger cimport (
-    PF_OP_CLAIM, PF_S_claim_bit, PF_S_claim_kept, PF_S_free_bit, PF_S_free_kept, PF_S_reap_chunk,
-    PF_S_take_kept, PF_S_take_kept_bit, pf_ledger_claim, pf_ledger_free, pf_op_begin, pf_op_end, pf_step)
+    PF_OP_CLAIM, PF_S_chunk_lane, PF_S_claim_bit, PF_S_claim_kept, PF_S_free_bit, PF_S_free_kept,
+    PF_S_reap_chunk, PF_S_take_kept, PF_S_take_kept_bit, PF_S_trim_type, pf_ledger_claim,
+    pf_ledger_free, pf_op_begin, pf_op_end, pf_step)
 from pageframe._core.slot cimport (
     pf_add_relaxed_i32, pf_and_release_u64, pf_cas_acq_rel_u64, pf_cas_acquire_u32,
     pf_exchange_i32, pf_exchange_u64, pf_load_relaxed_i32, pf_load_relaxed_u32, pf_load_relaxed_u64,
@@ -148,6 +149,7 @@ cdef bint lane_reserve(pf_arena *a, pf_lane *lane, uint64_t chunk) noexcept nogi
     """Make a chunk the lane's own, unless another lane has it."""
     cdef pf_chunk *c
     # Who has a chunk reserved is a hint like the counters; the bits alone give frames.
+    pf_step(PF_S_chunk_lane)
     if not pf_cas_acquire_u32(&a.chunks[chunk].lane, 0, lane_id(a, lane)):
         return False
     if lane.chunk:
@@ -529,6 +531,7 @@ cdef uint64_t trim(pf_arena *a) noexcept nogil:
             if madvise(pf_bytes_at(a, start), (stop - start) << a.page_shift, advice) == 0:
                 for frame in range(start, stop):
                     trimmed += pf_slot_at(a, frame).type_id != 0
+                    pf_step(PF_S_trim_type)
                     pf_slot_at(a, frame).type_id = 0
             give_back_range(a, start, stop - start)
         start = next_bit(a, stop, a.frames, False)

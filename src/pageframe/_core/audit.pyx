@@ -25,7 +25,8 @@ from pageframe._core.arena cimport (
     pf_ledger_of, pf_slot_at, pf_ticket, pf_type_flags)
 from pageframe._core.client cimport client_info, ledger_walk, next_held, walk_ledger
 from pageframe._core.handle cimport end_life
-from pageframe._core.ledger cimport PF_OP_NONE
+from pageframe._core.ledger cimport (
+    PF_OP_NONE, PF_S_audit_busy, PF_S_audit_count, PF_S_audit_ledger, pf_step)
 from pageframe._core.meta cimport know_types
 from pageframe._core.slot cimport (
     PF_BUSY, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_load_acquire_u64,
@@ -249,8 +250,10 @@ cdef int put_right(Arena mem, uint64_t frame, verdict found, uint64_t expected) 
             slot.list_id = 0
             pf_slot_retire(slot)
         elif count != PF_UNUSED:
+            pf_step(PF_S_audit_busy)
             if pf_cas_acq_rel_u64(&slot.count, count, PF_BUSY):
                 slot.list_id = 0
+                pf_step(PF_S_audit_ledger)
                 pf_store_release_u32(&mem.a.ledger[frame], 1)
                 end_life(mem, slot, True)
             return 0
@@ -258,6 +261,7 @@ cdef int put_right(Arena mem, uint64_t frame, verdict found, uint64_t expected) 
     elif pf_slot_in_use(slot) and expected:
         # Whoever tampered with it: nobody who holds the frame may lose it.
         set_bit(&mem.a, frame)
+        pf_step(PF_S_audit_count)
         pf_cas_acq_rel_u64(&slot.count, count, expected)
     return 0
 

@@ -36,7 +36,8 @@ from pageframe._core.arena cimport (
     PF_TABLE_CLIENTS, Arena, pf_client, pf_ledger_of, pf_lanes_of, pf_slot_at)
 from pageframe._core.errors import ClientsFullError
 from pageframe._core.ledger cimport (
-    PF_S_fork_count, PF_S_fork_ledger, PF_S_join_state, PF_S_leave_state, pf_step)
+    PF_S_fork_count, PF_S_fork_ledger, PF_S_join_describe, PF_S_join_state, PF_S_leave_area,
+    PF_S_leave_state, pf_step)
 from pageframe._core.slot cimport (
     PF_OK, pf_load_relaxed_u32, pf_slot, pf_slot_get, pf_slot_inc, pf_store_release_u32)
 
@@ -132,6 +133,7 @@ cdef int use_place(Arena mem, int fd, uint32_t client) except -1:
         backing.reserve(
             fd, mem.a.header.tables[PF_TABLE_AREAS].offset + client * size, size,
             str(mem.path))
+    pf_step(PF_S_join_describe)
     describe(mem, client)
     pf_step(PF_S_join_state)
     pf_store_release_u32(&mem.a.clients[client].state, PF_CLIENT_USED)
@@ -141,6 +143,7 @@ cdef int use_place(Arena mem, int fd, uint32_t client) except -1:
 cdef int free_place(Arena mem, uint32_t client) except -1:
     """Free a place that is locked and whose client holds nothing any more."""
     cdef void *area = pf_lanes_of(&mem.a, client)
+    pf_step(PF_S_leave_area)
     memset(area, 0, PF_LANES_SIZE)
     madvise(area, mem.a.header.area_size, MADV_REMOVE)
     pf_step(PF_S_leave_state)
@@ -209,6 +212,9 @@ cdef int give_child(Arena mem) except -1:
     fd = backing.open_again(mem.fd)
     try:
         child = lock_place(mem, fd, PF_CLIENT_FREE)
+        if child < 0:
+            mem.make_room()     # places of dead clients
+            child = lock_place(mem, fd, PF_CLIENT_FREE)
         if child < 0:
             raise ClientsFullError(
                 f"the arena has {mem.a.header.client_capacity} clients, the maximum: a forked child "

@@ -38,7 +38,7 @@ from pageframe._core.errors import (
     RefCountOverflowError)
 from pageframe._core.io cimport VmReader, VmWriter
 from pageframe._core.ledger cimport (
-    PF_S_orphan_count, PF_S_orphan_ledger, pf_ref_get, pf_ref_inc, pf_ref_put, pf_step)
+    PF_S_orphan_count, PF_S_orphan_ledger, PF_S_orphan_total, pf_ref_get, pf_ref_inc, pf_ref_put, pf_step)
 from pageframe._core.meta cimport (
     TYPE_UNTYPED, MetaView, class_of, is_meta_type, know_types, meta_value, own_copy, run_on_drop, view_slot)
 from pageframe._core.slot cimport (
@@ -213,6 +213,7 @@ cdef void orphan(pf_arena *a, uint32_t *entry, pf_slot *slot) noexcept nogil:
     """Leave a busy frame to a process that can run its on_drop; entry is the owner's."""
     pf_step(PF_S_orphan_ledger)
     pf_store_release_u32(entry, 0)
+    pf_step(PF_S_orphan_total)
     pf_add_relaxed_u32(&a.header.orphans, 1)
     pf_step(PF_S_orphan_count)
     pf_store_release_u64(&slot.count, PF_ORPHAN)

@@ -27,34 +27,42 @@ cdef extern from "ledger.h" nogil:
     # One name for each store that a kill may come before: step.h.
     void pf_step(int)
     enum:
-        PF_S_begin_type
-        PF_S_put_mark
-        PF_S_begin_storage
         PF_S_claim_bit
         PF_S_claim_kept
         PF_S_free_kept
         PF_S_free_bit
         PF_S_take_kept
         PF_S_take_kept_bit
+        PF_S_chunk_lane
+        PF_S_trim_type
+        PF_S_begin_type
+        PF_S_begin_storage
+        PF_S_put_mark
+        PF_S_repurpose_generation
+        PF_S_list_link
+        PF_S_list_id
+        PF_S_list_unlink
+        PF_S_list_no_id
         PF_S_orphan_ledger
+        PF_S_orphan_total
         PF_S_orphan_count
         PF_S_adopt_count
         PF_S_adopt_ledger
+        PF_S_adopt_total
+        PF_S_join_describe
         PF_S_join_state
+        PF_S_leave_area
         PF_S_leave_state
         PF_S_reap_count
         PF_S_reap_ledger
         PF_S_reap_sub
         PF_S_reap_mark
         PF_S_reap_busy
-        PF_S_reap_generation
-        PF_S_reap_unused
-        PF_S_reap_clear
-        PF_S_reap_bit
-        PF_S_reap_kept
-        PF_S_reap_kept_bit
         PF_S_reap_chunk
         PF_S_reap_lanes
+        PF_S_audit_busy
+        PF_S_audit_ledger
+        PF_S_audit_count
         PF_S_fork_count
         PF_S_fork_ledger
         PF_S_ticket_take
@@ -71,3 +79,4 @@ cdef extern from "ledger.h" nogil:
         PF_S_ticket_free
         PF_S_type_entry
         PF_S_type_count
+        PF_S_type_flags

@@ -21,6 +21,8 @@ from pageframe._core.arena cimport (
     PF_LINKED, Arena, as_int, pf_arena, pf_frame_of, pf_slot_at)
 from pageframe._core.errors import FrameTypeError, MovedError, PageFrameError
 from pageframe._core.handle cimport movable, put_unique, raise_moved, raise_stayed
+from pageframe._core.ledger cimport (
+    PF_S_list_id, PF_S_list_link, PF_S_list_no_id, PF_S_list_unlink, pf_step)
 from pageframe._core.meta cimport MetaView, type_id_of, view_slot
 from pageframe._core.slot cimport (
     pf_add_relaxed_u32, pf_load_relaxed_u32, pf_slot, pf_store_relaxed_u32)
@@ -137,7 +139,9 @@ cdef class LinkedList(Holder):
     cdef pf_slot *take(self, uint32_t frame) noexcept:
         """Unlink a frame and give up the ownership of it."""
         cdef pf_slot *slot = pf_slot_at(&self.mem.a, frame)
+        pf_step(PF_S_list_unlink)
         self.remove(frame)
+        pf_step(PF_S_list_no_id)
         pf_store_relaxed_u32(&slot.list_id, 0)
         self.count -= 1
         return slot
@@ -252,7 +256,9 @@ cdef int push(LinkedList self, UniqueFrame frame, uint32_t before) except -1:
     if slot.type_id != self.type_id:
         raise FrameTypeError(f"{frame!r} is no {self.meta_type.__name__}")
     frame.slot = NULL
+    pf_step(PF_S_list_link)
     self.insert(pf_frame_of(&self.mem.a, slot), before)
+    pf_step(PF_S_list_id)
     pf_store_relaxed_u32(&slot.list_id, self.list_id)
     self.count += 1
     return 0

@@ -47,7 +47,7 @@ from pageframe._core.field_type cimport (
     to_word)
 from pageframe._core import field_type
 from pageframe._core.io cimport VmReader, reader_over
-from pageframe._core.ledger cimport PF_S_type_count, PF_S_type_entry, pf_step
+from pageframe._core.ledger cimport PF_S_type_count, PF_S_type_entry, PF_S_type_flags, pf_step
 from pageframe._core.slot cimport (
     PF_SLOT_HEADER, PF_SLOT_MAX, pf_load_acquire_u32, pf_slot, pf_store_release_u32)
 
@@ -659,6 +659,7 @@ cdef uint32_t register_layout(Arena mem, MetaLayout layout, bytes name) except 0
         entry = &mem.a.types[type_id - 1]
         # A class with the name of one of the arena's own has another fingerprint.
         if entry.fingerprint == layout.fingerprint and entry_name(entry) == name:
+            pf_step(PF_S_type_flags)
             entry.flags |= layout.flags & PF_ON_DROP
             return type_id
     if count == mem.a.header.type_capacity:

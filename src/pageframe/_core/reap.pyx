@@ -35,7 +35,7 @@ from pageframe._core.client cimport (
 from pageframe._core.handle cimport end_life, knows_on_drop, orphan
 from pageframe._core.ledger cimport (
     PF_OP_CLAIM, PF_OP_FREE, PF_OP_LESS, PF_OP_MORE, PF_OP_NONE, PF_S_adopt_count,
-    PF_S_adopt_ledger, PF_S_reap_busy, PF_S_reap_count, PF_S_reap_ledger, PF_S_reap_lanes,
+    PF_S_adopt_ledger, PF_S_adopt_total, PF_S_reap_busy, PF_S_reap_count, PF_S_reap_ledger, PF_S_reap_lanes,
     PF_S_reap_mark, PF_S_reap_sub, pf_op_begin, pf_op_end, pf_step)
 from pageframe._core.meta cimport know_types, run_on_drop
 from pageframe._core.slot cimport (
@@ -277,6 +277,7 @@ cdef uint64_t adopt_orphans(Arena mem) except? 0:
         pf_step(PF_S_adopt_ledger)
         pf_store_release_u32(&mem.a.ledger[frame], 1)
         pf_op_end(&mem.a, my_lane(&mem.a))
+        pf_step(PF_S_adopt_total)
         pf_sub_relaxed_u32(&mem.a.header.orphans, 1)
         adopted += 1
         end_life(mem, slot, True)

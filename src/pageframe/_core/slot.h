@@ -158,6 +158,7 @@ static inline int pf_slot_end(pf_slot *s, uint64_t references) {
 /* From the only reference to unique ownership.  Acquire pairs with the
  * releases of the holders that went before. */
 static inline int pf_slot_try_unique(pf_slot *s) {
+    pf_step(PF_S_unique_take);
     return pf_cas_acquire_u64(&s->count, 1, PF_UNIQUE);
 }
 

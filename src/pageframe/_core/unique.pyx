@@ -19,6 +19,7 @@ from pageframe._core.frame cimport Frame, empty_frame
 from pageframe._core.handle cimport (
     MetaSource, Owner, begin_life, claim_exactly, end_life, export_bytes, meta_source, movable,
     put_unique, raise_get, raw_add, raw_take, unexport_bytes)
+from pageframe._core.ledger cimport PF_S_repurpose_generation, pf_step
 from pageframe._core.meta cimport run_on_drop
 from pageframe._core.slot cimport (
     PF_UNIQUE, pf_slot_count, pf_slot_make_busy, pf_slot_publish, pf_slot_taken)
@@ -125,6 +126,7 @@ cdef class UniqueFrame(Owner):
         pf_slot_make_busy(slot)
         if pf_type_flags(&self.mem.a, slot) & PF_ON_DROP:
             run_on_drop(self.mem, slot)
+        pf_step(PF_S_repurpose_generation)
         slot.generation += 1
         begin_life(slot, source.type_id, source.storage, source.size, PF_UNIQUE)
         return make_unique(self.mem, slot)

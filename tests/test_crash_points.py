@@ -1,0 +1,86 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""A process is killed before each store of the shared protocol, and another one makes good.
+
+The package is built with a hook in every such place (step.h, tests/steps/build.py).  A victim goes
+through the operations (tests/steps/scenarios.py) and is killed at the first and at the last pass of
+each step; a survivor checks what is left (tests/steps/server.py, check.py).  Deterministic.
+
+``PAGEFRAME_TEST_PASSES=20`` kills at more passes of each step.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from steps.build import build, environment, step_names, used_names
+
+PASSES = int(os.environ.get("PAGEFRAME_TEST_PASSES", "2"))
+SERVER = Path(__file__).with_name("steps") / "server.py"
+SECONDS = 150 * PASSES  # for all
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Return what became of every run."""
+    command = [sys.executable, "-S", str(SERVER), str(tmp_path_factory.mktemp("steps")), str(PASSES)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=SECONDS, env=environment(build()), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def killed_at(runs):
+    return Counter(run["step"] for run in runs if run["step"] and not run["error"] and run["killed"])
+
+
+def test_every_step_has_a_place_in_the_code_and_every_place_a_name():
+    assert used_names() == set(step_names())
+    assert len(step_names()) == len(set(step_names()))
+
+
+def test_every_operation_works_when_nobody_is_killed(runs):
+    whole = [run for run in runs if run["step"] is None]
+    assert len(whole) == len({run["scenario"] for run in runs})
+    for run in whole:
+        assert run["error"] is None, f"{run['scenario']}: {run['error']}"
+        assert not run["killed"]
+        # What the children of a scenario leave is returned by it (audit) or by nobody before.
+        assert (run["leaked"], run["miscounted"]) == (0, 0), run
+
+
+@pytest.mark.parametrize("step", step_names())
+def test_a_kill_before_this_store_loses_nothing_and_frees_nothing_too_early(runs, step):
+    of_step = [run for run in runs if run["step"] == step]
+    for run in of_step:
+        assert run["error"] is None, f"{run['scenario']}, pass {run['after']}: {run['error']}"
+    assert any(run["killed"] and run["after"] == 0 for run in of_step)
+
+
+def test_every_step_was_passed_and_a_process_killed_there(runs):
+    passed = Counter()
+    for run in runs:
+        if run["step"] is None:
+            passed.update(run["passed"])
+    assert set(passed) == set(step_names())
+    assert set(killed_at(runs)) == set(step_names())
+
+
+def test_steps_that_are_passed_often_were_a_place_of_death_later_too(runs):
+    later = {run["step"] for run in runs if run["step"] and run["killed"] and run["after"] > 0}
+    often = {step for run in runs if run["step"] is None for step, n in run["passed"].items() if n > 1}
+    assert often <= later
+
+
+def test_frames_that_kills_left_behind_were_there_for_the_audit_to_return(runs):
+    held_too_long = Counter(run["leaked"] + run["miscounted"] for run in runs if run["step"])
+    assert held_too_long[0] > 0
+    assert held_too_long[1] > 0
