@@ -193,6 +193,7 @@ typedef struct pf_arena {
     uint32_t page_shift;
     uint32_t slot_shift;
     int open;
+    int leaving;           /* closed, but the memory is still there for the last on_drop */
     uint32_t views;        /* arrays over the arena's tables */
     pf_header *header;
     pf_type *types;

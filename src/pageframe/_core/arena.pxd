@@ -115,6 +115,7 @@ cdef extern from "arena.h" nogil:
         uint32_t page_shift
         uint32_t slot_shift
         bint open
+        bint leaving
         uint32_t views
         pf_header *header
         pf_type *types

@@ -248,9 +248,12 @@ cdef int be_child(Arena mem) except -1:
     mem.working = 0
     mem.list_ids.clear()    # the parent may give them to lists of its own
     if mem.fd < 0:
-        mem.a.open = False
-        mem.why_closed = (
-            "this process was forked while the arena's table of clients was full, or without telling Python")
+        if mem.a.open:
+            mem.why_closed = (
+                "this process was forked while the arena's table of clients was full, or by something "
+                "that does not tell Python")
+        mem.a.open = mem.a.leaving = False
+        shared_arenas.discard(mem)
         return 0
     become(mem, mem.child)
     describe(mem, mem.a.client)
@@ -285,8 +288,7 @@ def after_in_parent():
 def after_in_child():
     """Use the places that the parent has taken."""
     for mem in list(shared_arenas):
-        if (<Arena>mem).a.open:
-            be_child(mem)
+        be_child(mem)
 
 
 os.register_at_fork(

@@ -520,20 +520,28 @@ cdef class PhysicalMemory(Arena):
         """Give back all that this client has; the last one takes the arena with it."""
         cdef reaped found
         memset(&found, 0, sizeof(found))
-        backing.lock(self.fd, backing.MEMBERSHIP, True)
+        # To lock lets other threads run: from now on they find the arena closed.
+        self.a.open = False
+        self.a.leaving = True
+        try:
+            backing.lock(self.fd, backing.MEMBERSHIP, True)
+        except BaseException:
+            self.a.open = True
+            self.a.leaving = False
+            raise
         give_back_all(self, self.a.client, &found)
         free_place(self, self.a.client)
-        shared_arenas.discard(self)
         if (self.path is not None and self.a.header.flags & PF_UNLINK_ON_LAST
                 and not backing.locked(self.fd, client_offset(self, 0),
                                        self.a.header.client_capacity * sizeof(pf_client))):
             pf_store_release_u32(&self.a.header.gone, 1)
             backing.remove_name(self.fd, self.path)
-        self.a.open = False
+        self.a.leaving = False
         return 0
 
     cdef int drop_file(self) except -1:
         """Let go of the locks of a client that has left."""
+        shared_arenas.discard(self)
         fd = self.fd
         self.fd = -1
         os.close(fd)

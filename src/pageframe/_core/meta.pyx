@@ -89,7 +89,7 @@ cdef inline int check_view(MetaView view) except -1:
         return 0
     if view.slot == NULL or (view.guard != NULL and view.guard[0] != view.slot):
         return raise_moved_view(view)
-    if (not view.arena.open or view.slot.generation != view.generation
+    if (not (view.arena.open or view.arena.leaving) or view.slot.generation != view.generation
             or view.slot.list_id != view.list_id
             or (view.list_alive != NULL and view.list_alive[0] != view.list_id)
             or (view.writable and view.epoch != view.arena.epoch)):
