@@ -44,6 +44,7 @@ class FrameArray(numpy.ndarray):
     """
 
     __module__ = "pageframe"
+    __slots__ = ()
 
     def __array_wrap__(self, array, context=None, return_scalar=False):
         """Leave what is computed from the array an ordinary one."""

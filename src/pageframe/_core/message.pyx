@@ -16,9 +16,11 @@ of it, and stays attached until it ends.
 import copyreg
 import os
 import weakref
+from multiprocessing.reduction import ForkingPickler
 
-import numpy as np
+import numpy
 
+cimport numpy as np
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
@@ -43,11 +45,12 @@ cdef enum:
     ONE = 1
     RUN = 2
     MANY = 3
+    ID_SIZE = 16
 
 # A message as it lies in the pickle; behind it the path of the arena, if it has one.
 cdef packed struct pf_message:
     uint8_t kind
-    unsigned char arena[16]     # its id
+    unsigned char arena[ID_SIZE]    # its id
     uint32_t ticket
     uint64_t serial             # of the ticket
     uint32_t first              # frame
@@ -82,6 +85,7 @@ cdef bytes pack(
         Arena mem, int kind, int64_t ticket, uint64_t first, uint64_t count, uint64_t generations,
         bytes shown=b""):
     cdef pf_message message
+    cdef bytes packed
     message.kind = kind
     memcpy(message.arena, mem.a.header.id, sizeof(message.arena))
     message.ticket = ticket
@@ -91,7 +95,9 @@ cdef bytes pack(
     message.generations = generations
     message.pid = mem.a.clients[mem.a.client].pid
     message.shown = len(shown)
-    packed = (<const char *>&message)[:sizeof(message)] + shown
+    packed = PyBytes_FromStringAndSize(NULL, sizeof(message) + len(shown))
+    memcpy(PyBytes_AS_STRING(packed), &message, sizeof(message))
+    memcpy(PyBytes_AS_STRING(packed) + sizeof(message), PyBytes_AS_STRING(shown), len(shown))
     return packed if mem.path is None else packed + os.fsencode(mem.path)
 
 
@@ -149,13 +155,14 @@ def reduce_vector(FrameVec vec not None):
     return load, (pack(mem, MANY, ticket, 0, vec.count, generations),)
 
 
-def reduce_array(array):
+def reduce_array(np.ndarray array not None):
     """Pickle an array by the frames that it lies in; by its elements if these are not shared."""
     cdef extent found
     cdef uint64_t generations = 0
     cdef uint64_t frame
-    cdef bytes name
-    cdef bytes extents
+    cdef bytes name, packed
+    cdef char *at
+    cdef Py_ssize_t ndim, extents
     cdef pf_array_message shown
     cdef USegment segment = segment_of(array)
     if segment is None or segment.mem.fd < 0:
@@ -164,27 +171,27 @@ def reduce_array(array):
     dtype = array.dtype
     name = name_of(dtype)
     shape = array.shape
-    extents = pack_extents(shape) if found.contiguous else pack_extents(shape + array.strides)
     shown.offset = found.offset
-    shown.ndim = len(shape)
+    shown.ndim = ndim = np.PyArray_NDIM(array)
     shown.strided = not found.contiguous
     shown.readonly = found.readonly
     shown.name_size = len(name)
+    shown.reserved = 0
+    extents = (2 if shown.strided else 1) * ndim * sizeof(np.npy_intp)
+    packed = PyBytes_FromStringAndSize(NULL, sizeof(shown) + extents + len(name))
+    at = PyBytes_AS_STRING(packed)
+    memcpy(at, &shown, sizeof(shown))
+    memcpy(at + sizeof(shown), np.PyArray_DIMS(array), ndim * sizeof(np.npy_intp))
+    if shown.strided:
+        memcpy(at + sizeof(shown) + ndim * sizeof(np.npy_intp), np.PyArray_STRIDES(array),
+               ndim * sizeof(np.npy_intp))
+    memcpy(at + sizeof(shown) + extents, PyBytes_AS_STRING(name), len(name))
     for frame in range(found.first, found.first + found.count):
         generations = mix(generations, pf_slot_at(&segment.mem.a, frame).generation)
     message = pack(
         segment.mem, RUN, issue(segment.mem, found.first, found.count, 0), found.first, found.count,
-        generations, (<const char *>&shown)[:sizeof(shown)] + extents + name)
+        generations, packed)
     return load_array, (message,) if name else (message, dtype)
-
-
-cdef bytes pack_extents(tuple values):
-    cdef bytes packed = PyBytes_FromStringAndSize(NULL, len(values) * sizeof(int64_t))
-    cdef int64_t *words = <int64_t *>PyBytes_AS_STRING(packed)
-    cdef Py_ssize_t i
-    for i in range(len(values)):
-        words[i] = values[i]
-    return packed
 
 
 cdef tuple unpack_extents(const int64_t *words, Py_ssize_t count):
@@ -210,7 +217,7 @@ def load_array(bytes message not None, dtype=None):
     if dtype is None:
         dtype = dtype_of((<const char *>(words + count))[:shown.name_size])
     return array_over(
-        load(message), unpack_extents(words, shown.ndim), dtype, shown.offset,
+        handle_of(message), unpack_extents(words, shown.ndim), dtype, shown.offset,
         unpack_extents(words + shown.ndim, shown.ndim) if shown.strided else None, shown.readonly)
 
 
@@ -228,7 +235,7 @@ cdef object dtype_of(bytes name):
     """The data type that a string says in full; looked up where it was met before."""
     dtype = dtypes.get(name)
     if dtype is None:
-        dtype = np.dtype(name.decode())
+        dtype = numpy.dtype(name.decode())
         if len(dtypes) < 256:
             dtypes[name] = dtype
     return dtype
@@ -243,7 +250,7 @@ def reduce_arena(Arena mem not None):
     return load_arena, (bytes(mem.a.header.id[:16]), mem.a.clients[mem.a.client].pid, path)
 
 
-def load_arena(arena_id, pid, path):
+def load_arena(bytes arena_id not None, pid, bytes path not None):
     """Return the arena that was pickled, attached to if need be.
 
     Raises
@@ -253,7 +260,9 @@ def load_arena(arena_id, pid, path):
     ClientsFullError
         If the table of clients is full.
     """
-    mem = find_arena(arena_id)
+    if len(arena_id) != ID_SIZE:
+        raise ArenaDamagedError(f"the id of an arena has 16 bytes, not {len(arena_id)}")
+    mem = find_arena(<const unsigned char *><const char *>arena_id)
     if mem is not None:
         return mem
     where = os.fsdecode(path) or f"without a name, id {arena_id.hex()}"
@@ -264,14 +273,14 @@ def load_arena(arena_id, pid, path):
             mem = PhysicalMemory._attach_unnamed(arena_id, pid)
     except (ArenaNotFoundError, BadArenaError) as error:
         raise ArenaGoneError(f"the arena {where} of this pickle is not here: {error}") from None
-    if not is_arena(mem, arena_id):
+    if not is_arena(mem, <const unsigned char *><const char *>arena_id):
         mem.close()
         raise ArenaGoneError(f"the arena {where} of this pickle is gone: another one has its name")
     kept[arena_id] = mem
     return mem
 
 
-cdef Arena find_arena(bytes arena_id):
+cdef Arena find_arena(const unsigned char *arena_id):
     """The arena of an id if this process is attached to it."""
     global last_used
     cdef Arena mem = None if last_used is None else last_used()
@@ -284,9 +293,8 @@ cdef Arena find_arena(bytes arena_id):
     return None
 
 
-cdef bint is_arena(Arena mem, bytes arena_id) noexcept:
-    return (mem.a.open and len(arena_id) == sizeof(mem.a.header.id)
-            and memcmp(mem.a.header.id, <const char *>arena_id, sizeof(mem.a.header.id)) == 0)
+cdef bint is_arena(Arena mem, const unsigned char *arena_id) noexcept:
+    return mem.a.open and memcmp(mem.a.header.id, arena_id, sizeof(mem.a.header.id)) == 0
 
 
 def load(bytes message not None):
@@ -300,12 +308,18 @@ def load(bytes message not None):
         If the message was loaded before, or has expired, and its frames have been
         released since.
     """
+    return handle_of(message)
+
+
+cdef object handle_of(bytes message):
     cdef Arena mem
     cdef const pf_message *m = <const pf_message *><const char *>message
     cdef FrameVec vec
     if len(message) < <Py_ssize_t>sizeof(pf_message):
         raise ArenaDamagedError(f"a message of {len(message)} bytes was cut")
-    mem = load_arena(m.arena[:16], m.pid, message[sizeof(pf_message) + m.shown:])
+    mem = find_arena(m.arena)
+    if mem is None:
+        mem = load_arena(m.arena[:16], m.pid, message[sizeof(pf_message) + m.shown:])
     if (m.kind not in (ONE, RUN, MANY) or m.ticket >= mem.a.header.ticket_capacity or m.count == 0
             or <uint64_t>m.first + m.count > mem.a.frames or (m.kind == ONE and m.count != 1)):
         raise ArenaDamagedError("this pickle does not fit its arena")
@@ -346,10 +360,15 @@ cdef int take_again(Arena mem, uint64_t first, uint64_t count, uint64_t generati
     return 0
 
 
-copyreg.pickle(Frame, reduce_frame)
-copyreg.pickle(UFrame, reduce_frame)
-copyreg.pickle(Segment, reduce_segment)
-copyreg.pickle(USegment, reduce_segment)
-copyreg.pickle(FrameVec, reduce_vector)
-copyreg.pickle(FrameArray, reduce_array)
-copyreg.pickle(PhysicalMemory, reduce_arena)
+cdef int pickle_by(object cls, object reduce) except -1:
+    """Have a class pickled by a function."""
+    copyreg.pickle(cls, reduce)
+    ForkingPickler.register(cls, reduce)    # where multiprocessing looks first
+
+pickle_by(Frame, reduce_frame)
+pickle_by(UFrame, reduce_frame)
+pickle_by(Segment, reduce_segment)
+pickle_by(USegment, reduce_segment)
+pickle_by(FrameVec, reduce_vector)
+pickle_by(FrameArray, reduce_array)
+pickle_by(PhysicalMemory, reduce_arena)
