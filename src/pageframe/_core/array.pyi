@@ -1,12 +1,15 @@
 # This Source Code Form is subject to the terms of the Mozilla Public
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 import numpy as np
 
 S = TypeVar("S", bound=tuple[int, ...], covariant=True)
 D = TypeVar("D", bound=np.dtype[Any], covariant=True)
+
+@final
+class FrameBytes: ...
 
 class FrameArray(np.ndarray[S, D]):
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any: ...

@@ -5,9 +5,9 @@
 """Arrays: NumPy arrays over the frames of an arena.
 
 A `FrameArray` is a `numpy.ndarray` in every respect but one: it is pickled by handle
-(message.pyx).  Its memory is that of a segment, which it keeps through its base: a plain
-array over a memoryview of the segment.  The view rests on the segment's references
-(segment.pyx), so the frames stay as long as any array over them, slices included.
+(message.pyx).  Its memory is that of a segment, which it keeps through its base, the
+`FrameBytes`.  Like any view they rest on the segment's references (segment.pyx), so the
+frames stay as long as any array over them, slices included.
 
 What is computed from such an array is an ordinary one, in ordinary memory.
 """
@@ -16,12 +16,13 @@ import operator
 
 import numpy
 
+cimport cython
 cimport numpy as np
 from cpython.object cimport PyTypeObject
 from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint64_t
 
-from pageframe._core.arena cimport Arena, pf_bytes_at
+from pageframe._core.arena cimport Arena, fill_buffer, pf_bytes_at
 from pageframe._core.errors import ArenaDamagedError, FrameTypeError, OutOfFramesError
 from pageframe._core.segment cimport USegment, alloc_segment
 
@@ -54,6 +55,10 @@ class FrameArray(numpy.ndarray):
 cdef object new_array(Arena mem, object shape, object dtype, object order, bint zeroed):
     """An array over fresh frames."""
     cdef USegment segment
+    cdef int64_t lengths[MAX_DIMS]
+    cdef int64_t strides[MAX_DIMS]
+    cdef int64_t stride
+    cdef Py_ssize_t i
     dtype = numpy.dtype(dtype)
     if dtype.hasobject:
         raise FrameTypeError(f"an array of {dtype} holds references to objects, which frames can't")
@@ -73,14 +78,18 @@ cdef object new_array(Arena mem, object shape, object dtype, object order, bint 
     if frames > mem.a.frames:
         raise OutOfFramesError(
             f"an array of {size} bytes takes {frames} frames, the arena has {mem.a.frames}")
-    strides = []
-    stride = dtype.itemsize
-    for length in shape if order == "F" else reversed(shape):
-        strides.append(stride)
-        stride *= max(length, 1)
+    if len(shape) > MAX_DIMS:
+        raise ValueError(f"an array has {MAX_DIMS} dimensions at the most, not {len(shape)}")
+    for i in range(len(shape)):
+        lengths[i] = shape[i]
     segment = alloc_segment(mem, frames, None, zeroed, None)
+    if order == "F":
+        stride = dtype.itemsize
+        for i in range(len(shape)):
+            strides[i] = stride
+            stride *= max(lengths[i], 1)
     return array_over(
-        segment, shape, dtype, 0, tuple(strides if order == "F" else reversed(strides)), False)
+        segment, len(shape), lengths, strides if order == "F" else NULL, dtype, 0, False)
 
 
 cdef object array_like(Arena mem, object source):
@@ -97,47 +106,86 @@ cdef object array_like(Arena mem, object source):
     return array
 
 
+cdef bint add_extent(int64_t length, int64_t stride, int64_t size, int64_t *low, int64_t *high) noexcept:
+    """Add a dimension to an extent; False if it would be larger than size, whatever the figures."""
+    if length < 0:
+        return False
+    if length <= 1 or stride == 0:
+        return True
+    if not -size <= stride <= size or length - 1 > size // abs(stride):
+        return False
+    if stride < 0:
+        low[0] += (length - 1) * stride
+    else:
+        high[0] += (length - 1) * stride
+    return high[0] - low[0] <= size
+
+
 cdef object array_over(
-        USegment segment, tuple shape, np.dtype dtype, uint64_t offset, tuple strides, bint readonly):
-    """An array over a segment; strides of None stand for C order."""
-    cdef np.npy_intp lengths[MAX_DIMS]
-    cdef np.npy_intp steps[MAX_DIMS]
-    cdef int ndim = len(shape)
-    cdef int i
+        USegment segment, int ndim, const int64_t *lengths, const int64_t *strides, np.dtype dtype,
+        uint64_t offset, bint readonly):
+    """An array over a segment; without strides, in C order.
+
+    What was pickled may say anything, so nothing is believed.
+    """
+    cdef int64_t steps[MAX_DIMS]
+    cdef int64_t size = segment.count << segment.mem.a.page_shift
     cdef int64_t low = 0
     cdef int64_t high = dtype.itemsize
-    cdef int64_t size = segment.count << segment.mem.a.page_shift
+    cdef int64_t stride = high
+    cdef bint fits = 0 <= ndim <= MAX_DIMS and high <= size and offset <= <uint64_t>size
     cdef bint empty = False
     cdef np.ndarray array
-    if ndim > MAX_DIMS:
-        raise ValueError(f"an array has {MAX_DIMS} dimensions at the most, not {ndim}")
-    for i in range(ndim - 1, -1, -1):
-        lengths[i] = shape[i]
-        steps[i] = high if strides is None else strides[i]
-        if strides is None:
-            high *= lengths[i]
+    cdef FrameBytes base
+    cdef int i
+    if dtype.hasobject:
+        raise FrameTypeError(f"an array of {dtype} holds references to objects, which frames can't")
+    for i in range(ndim - 1 if fits else -1, -1, -1):
         empty = empty or lengths[i] == 0
-    if strides is not None:
-        for i in range(ndim):
-            if steps[i] < 0:
-                low += (lengths[i] - 1) * steps[i]
-            else:
-                high += (lengths[i] - 1) * steps[i]
+    for i in range(ndim - 1 if fits else -1, -1, -1):
+        steps[i] = strides[i] if strides != NULL else stride
+        fits = fits and (empty and lengths[i] >= 0 or add_extent(lengths[i], steps[i], size, &low, &high))
+        if fits and not empty:
+            stride *= lengths[i]
     if empty:
         low = high = 0
-    if not 0 <= <int64_t>offset + low <= <int64_t>offset + high <= size or min(shape, default=0) < 0:
-        raise ArenaDamagedError(f"an array of shape {shape} does not fit its segment of {size} bytes")
-    view = memoryview(segment)
-    if readonly:
-        view = view.toreadonly()
+    if not fits or not 0 <= <int64_t>offset + low <= <int64_t>offset + high <= size:
+        raise ArenaDamagedError(f"this array does not fit its segment of {size} bytes")
+    base = FrameBytes.__new__(FrameBytes)
+    base.segment = segment
+    base.readonly = readonly
+    segment.exports += 1
     Py_INCREF(dtype)        # PyArray_NewFromDescr() takes the reference
     array = PyArray_NewFromDescr(
-        <PyTypeObject *>FrameArray, dtype, ndim, lengths, steps,
+        <PyTypeObject *>FrameArray, dtype, ndim, <np.npy_intp *>lengths, <np.npy_intp *>steps,
         pf_bytes_at(&segment.mem.a, segment.first) + offset,
         0 if readonly else np.NPY_ARRAY_WRITEABLE, NULL)
-    np.set_array_base(array, view)
+    np.set_array_base(array, base)
     np.PyArray_UpdateFlags(array, np.NPY_ARRAY_UPDATE_ALL)
     return array
+
+
+@cython.final
+@cython.no_gc
+cdef class FrameBytes:
+    """The bytes of a segment as the base of the arrays over them, which live on its references."""
+
+    def __init__(self, *args, **kwargs):
+        raise TypeError("FrameBytes are had as the base of a FrameArray")
+
+    def __dealloc__(self):
+        if self.segment is not None:
+            self.segment.unexport()
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        if self.segment is None:
+            raise BufferError("these FrameBytes belong to no array")
+        fill_buffer(
+            buffer, self, pf_bytes_at(&self.segment.mem.a, self.segment.first),
+            self.segment.count << self.segment.mem.a.page_shift, self.readonly, flags)
+
+    def __reduce__(self):
+        raise TypeError("FrameBytes can't be pickled")
 
 
 cdef USegment segment_of(np.ndarray array):
@@ -145,9 +193,7 @@ cdef USegment segment_of(np.ndarray array):
     cdef object base = np.get_array_base(array)
     while isinstance(base, np.ndarray):
         base = np.get_array_base(base)
-    if type(base) is memoryview:
-        base = base.obj
-    return base if type(base) is USegment else None
+    return (<FrameBytes>base).segment if type(base) is FrameBytes else None
 
 
 cdef int find_extent(np.ndarray array, USegment segment, extent *found) except -1:
@@ -203,4 +249,6 @@ def readonly(array):
         raise FrameTypeError(f"{type(array).__name__} is no array over frames")
     find_extent(array, segment, &found)
     part = segment.part(found.first - segment.first, found.first - segment.first + found.count)
-    return array_over(part, array.shape, array.dtype, found.offset, array.strides, True)
+    return array_over(
+        part, np.PyArray_NDIM(array), <const int64_t *>np.PyArray_DIMS(array),
+        <const int64_t *>np.PyArray_STRIDES(array), array.dtype, found.offset, True)

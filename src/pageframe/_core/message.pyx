@@ -194,11 +194,7 @@ def reduce_array(np.ndarray array not None):
     return load_array, (message,) if name else (message, dtype)
 
 
-cdef tuple unpack_extents(const int64_t *words, Py_ssize_t count):
-    return tuple([words[i] for i in range(count)])
-
-
-def load_array(bytes message not None, dtype=None):
+def load_array(bytes message not None, np.dtype dtype=None):
     """Return the array that was pickled; raises as `load` does."""
     cdef const pf_message *m = <const pf_message *><const char *>message
     cdef const pf_array_message *shown
@@ -217,8 +213,8 @@ def load_array(bytes message not None, dtype=None):
     if dtype is None:
         dtype = dtype_of((<const char *>(words + count))[:shown.name_size])
     return array_over(
-        handle_of(message), unpack_extents(words, shown.ndim), dtype, shown.offset,
-        unpack_extents(words + shown.ndim, shown.ndim) if shown.strided else None, shown.readonly)
+        handle_of(message), shown.ndim, words, words + shown.ndim if shown.strided else NULL, dtype,
+        shown.offset, shown.readonly)
 
 
 cdef bytes name_of(object dtype):

@@ -26,6 +26,7 @@ cdef class Segment(Holder):
 @cython.no_gc
 cdef class USegment(Segment):
     """A reference to each frame of a run of untyped frames."""
+    cdef void unexport(self) noexcept
 
 
 cdef void give_up(Arena mem, uint64_t first, uint64_t count) noexcept

@@ -527,6 +527,10 @@ cdef class USegment(Segment):
 
     @cython.critical_section
     def __releasebuffer__(self, Py_buffer *buffer):
+        self.unexport()
+
+    cdef void unexport(self) noexcept:
+        """A view has gone."""
         cdef uint64_t count = self.pending_count
         self.exports -= 1
         if count and self.exports == 0:
