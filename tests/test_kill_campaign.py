@@ -18,7 +18,7 @@ import pytest
 
 CAMPAIGN = Path(__file__).with_name("steps") / "campaign.py"
 SEED = int(os.environ.get("PAGEFRAME_TEST_SEED", "20260"))
-KILLS = 120
+KILLS = 80
 SECONDS = 240  # for all of them
 
 RARE = [
