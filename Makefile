@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+SOAK ?= 3600
 
 # Whatever the tools keep for themselves goes to build/, too.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
@@ -15,7 +16,7 @@ tag := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("S
 build := build/$(tag)
 stamp := $(VENV)/.installed-$(tag)
 
-.PHONY: demo test bench check install clean
+.PHONY: demo test soak bench check install clean
 
 install: $(stamp)
 
@@ -32,6 +33,10 @@ demo: $(stamp)
 
 test: $(stamp)
 	$(bin)/python -m pytest tests $(ARGS)
+
+# Processes are killed at random for so many seconds: make soak SOAK=60 SEED=1
+soak: $(stamp)
+	PYTHONPATH=tests OPENBLAS_NUM_THREADS=1 $(bin)/python tests/steps/campaign.py --seed $(or $(SEED),$$(date +%s)) --seconds $(SOAK) $(ARGS)
 
 bench: $(stamp)
 	$(bin)/python -m pytest bench $(ARGS)

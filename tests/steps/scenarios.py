@@ -193,6 +193,11 @@ def messages(w: World) -> None:
     w.mem.reap()  # time to live is 0
 
 
+def listed(w: World) -> None:
+    """A vector sent from an arena whose free frames are as the kernel gave them."""
+    pickle.loads(pickle.dumps(make_vector(w.mem, 6).handle)).drop()
+
+
 def death(w: World, step=None, after=0) -> None:
     """A child dies that holds a bit of everything; the victim reaps it."""
 
@@ -361,7 +366,7 @@ def last_of_dead(w: World) -> None:
 SCENARIOS = {
     work.__name__: work
     for work in (
-        frames, runs, unique, exhaust, messages, death, death_loading, orphans, types, forks, attach,
+        frames, runs, unique, exhaust, messages, listed, death, death_loading, orphans, types, forks, attach,
         leave, audit, last_of_two, last_of_dead,
     )
 }  # fmt: skip

@@ -18,7 +18,7 @@ import traceback
 import uuid
 from pathlib import Path
 
-from pageframe import PhysicalMemory
+from pageframe import FrameGoneError, PhysicalMemory
 from steps.check import (
     check_all_free_frames_work,
     check_audit,
@@ -42,6 +42,8 @@ def main() -> None:
         for step, count in whole.get("passed", {}).items():
             for after in chosen(count, passes):
                 print(json.dumps(apart(folder, steps, name, step, after)), flush=True)
+            if name not in STOPS:
+                print(json.dumps(apart(folder, steps, name, step, 0, signal.SIGSTOP)), flush=True)
 
 
 def chosen(count: int, passes: int) -> list[int]:
@@ -51,16 +53,18 @@ def chosen(count: int, passes: int) -> list[int]:
     return [i * (count - 1) // max(1, passes - 1) for i in range(passes)]
 
 
-def apart(folder: Path, steps: Steps, name: str, step: str | None, after: int) -> dict:
+def apart(
+    folder: Path, steps: Steps, name: str, step: str | None, after: int, sent: int = signal.SIGKILL
+) -> dict:
     """Do one run in a process of its own, the survivor."""
-    result = {"scenario": name, "step": step, "after": after, "error": None}
+    result = {"scenario": name, "step": step, "after": after, "sent": sent, "error": None}
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         signal.alarm(SECONDS)
         os.close(reading)
         try:
-            result |= survive(folder, steps, name, step, after)
+            result |= survive(folder, steps, name, step, after, sent)
         except BaseException:
             result["error"] = traceback.format_exc()
         os.write(writing, json.dumps(result).encode())
@@ -72,7 +76,7 @@ def apart(folder: Path, steps: Steps, name: str, step: str | None, after: int) -
     return json.loads(said) if said else result | {"error": f"the survivor ended with status {status}"}
 
 
-def survive(folder: Path, steps: Steps, name: str, step: str | None, after: int) -> dict:
+def survive(folder: Path, steps: Steps, name: str, step: str | None, after: int, sent: int) -> dict:
     """Make an arena, let the victim work in it until it is killed, and check what is left."""
     log, trouble = folder / "log", folder / "trouble"
     for file in (log, trouble):
@@ -90,22 +94,28 @@ def survive(folder: Path, steps: Steps, name: str, step: str | None, after: int)
         signal.alarm(SECONDS)
         os.close(done)
         try:
-            steps.arm(0, step, after)
+            steps.arm(0, step, after, sent)
             SCENARIOS[name](World(mem, steps, held))
+        except FrameGoneError:  # the survivor has let our messages expire
+            if sent != signal.SIGSTOP:
+                trouble.write_text(traceback.format_exc())
         except BaseException:
             trouble.write_text(traceback.format_exc())
         os._exit(0)
     os.close(victims)
-    status = wait(pid, held, name)
+    status = wait(pid, mem, held, name)
     while os.read(done, 1):  # until all that the victim has forked are gone, too
         pass
     if trouble.read_text():
         raise AssertionError(trouble.read_text())
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    if killed != steps.hit(0) or not (killed or os.WIFEXITED(status)):
+    if killed != (sent == signal.SIGKILL and steps.hit(0)) or not (killed or os.WIFEXITED(status)):
         raise AssertionError(f"the victim ended with status {status}")
     passed = steps.passed(0)
     inside = sum(steps.hit(i) for i in range(TARGETS)) - (name in STOPS and steps.hit(1))
+    if sent == signal.SIGSTOP:
+        assert steps.hit(0)
+        inside -= 1
     reaped = mem.reap()
     assert len(mem.clients) == 1, mem.clients
     check_held(mem, held, inside)
@@ -131,7 +141,7 @@ def survive(folder: Path, steps: Steps, name: str, step: str | None, after: int)
     }
 
 
-def wait(pid: int, held: list, name: str) -> int:
+def wait(pid: int, mem: PhysicalMemory, held: list, name: str) -> int:
     """Wait for the victim; each time that it stops do the survivor's part and let it go on."""
     while True:
         _, status = os.waitpid(pid, os.WUNTRACED)
@@ -139,8 +149,10 @@ def wait(pid: int, held: list, name: str) -> int:
             return status
         with contextlib.ExitStack() as stack:
             stack.callback(os.kill, pid, signal.SIGCONT)
-            assert name in STOPS
-            held.pop(0).handle.drop()
+            if name in STOPS:
+                held.pop(0).handle.drop()
+            else:
+                mem.audit(repair=True)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ from pageframe._core.arena cimport (
     PF_TABLE_CLIENTS, Arena, pf_client, pf_ledger_of, pf_lanes_of, pf_slot_at)
 from pageframe._core.errors import ClientsFullError
 from pageframe._core.ledger cimport (
-    PF_S_fork_count, PF_S_fork_ledger, PF_S_join_describe, PF_S_join_state, PF_S_leave_area,
-    PF_S_leave_state, pf_step)
+    PF_OP_MORE, PF_S_fork_count, PF_S_fork_ledger, PF_S_join_describe, PF_S_join_state, PF_S_leave_area,
+    PF_S_leave_state, pf_op_begin, pf_op_end, pf_step)
 from pageframe._core.slot cimport (
     PF_OK, pf_load_relaxed_u32, pf_slot, pf_slot_get, pf_slot_inc, pf_store_release_u32)
 
@@ -223,6 +223,7 @@ cdef int give_child(Arena mem) except -1:
         ledger = pf_ledger_of(&mem.a, child)
         while next_held(&walk, &frame):
             slot = pf_slot_at(&mem.a, frame)
+            pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_MORE, frame)
             # What is UNIQUE, being built or torn down can't be had, and stays with us.
             for i in range(walk.ledger[frame]):
                 pf_step(PF_S_fork_count)
@@ -230,6 +231,7 @@ cdef int give_child(Arena mem) except -1:
                     break
                 pf_step(PF_S_fork_ledger)
                 pf_store_release_u32(&ledger[frame], i + 1)
+        pf_op_end(&mem.a, my_lane(&mem.a))
     except BaseException:
         os.close(fd)        # what the child was given is a dead client's
         raise

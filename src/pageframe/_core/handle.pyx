@@ -28,7 +28,7 @@ import numpy as np
 
 from pageframe._core.allocator cimport (
     claim_one, claim_range, claim_run, free_frames, give_back,
-    give_back_range, longest_free_run, next_bit)
+    give_back_range, longest_free_run, my_lane, next_bit)
 from pageframe._core.arena cimport (
     PF_ARENA, PF_ON_DROP, PF_OPAQUE, PF_UNTYPED, fill_buffer, pf_bytes_at, pf_frame_of, pf_slot_at,
     pf_type_flags)
@@ -38,7 +38,8 @@ from pageframe._core.errors import (
     RefCountOverflowError)
 from pageframe._core.io cimport VmReader, VmWriter
 from pageframe._core.ledger cimport (
-    PF_S_orphan_count, PF_S_orphan_ledger, PF_S_orphan_total, pf_ref_get, pf_ref_inc, pf_ref_put, pf_step)
+    PF_OP_LESS, PF_S_orphan_count, PF_S_orphan_ledger, PF_S_orphan_total, pf_op_begin, pf_op_end,
+    pf_ref_get, pf_ref_inc, pf_ref_put, pf_step)
 from pageframe._core.meta cimport (
     TYPE_UNTYPED, MetaView, class_of, is_meta_type, know_types, meta_value, own_copy, run_on_drop, view_slot)
 from pageframe._core.slot cimport (
@@ -211,12 +212,14 @@ cdef bint knows_on_drop(Arena mem, const pf_slot *slot) noexcept:
 
 cdef void orphan(pf_arena *a, uint32_t *entry, pf_slot *slot) noexcept nogil:
     """Leave a busy frame to a process that can run its on_drop; entry is the owner's."""
+    pf_op_begin(a, my_lane(a), PF_OP_LESS, pf_frame_of(a, slot))
     pf_step(PF_S_orphan_ledger)
     pf_store_release_u32(entry, 0)
     pf_step(PF_S_orphan_total)
     pf_add_relaxed_u32(&a.header.orphans, 1)
     pf_step(PF_S_orphan_count)
     pf_store_release_u64(&slot.count, PF_ORPHAN)
+    pf_op_end(a, my_lane(a))
 
 
 cdef void put(Arena mem, pf_slot *slot) noexcept:

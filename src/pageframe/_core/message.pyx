@@ -142,12 +142,13 @@ def reduce_vector(FrameVec vec not None):
     check_shared(mem, vec)
     pages = ((vec.count * sizeof(uint32_t) - 1) >> mem.a.page_shift) + 1
     first = obtain_run(mem, pages, 1)
+    # First their lives: without a type, pages that a kill leaves here would pass for zero.
+    for i in range(pages):
+        begin_life(pf_slot_at(&mem.a, first + i), TYPE_TICKET_PAGE, NULL, 0, 1)
     numbers = <uint32_t *>pf_bytes_at(&mem.a, first)
     for i in range(<uint64_t>vec.count):
         numbers[i] = vec.frames[i]
         generations = mix(generations, pf_slot_at(&mem.a, vec.frames[i]).generation)
-    for i in range(pages):
-        begin_life(pf_slot_at(&mem.a, first + i), TYPE_TICKET_PAGE, NULL, 0, 1)
     try:
         ticket = issue(mem, first, vec.count, pages)
     finally:

@@ -101,6 +101,7 @@ cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) e
     """
     cdef uint64_t serial = (pf_add_relaxed_u64(&mem.a.header.last_ticket, 1) + 1) & 0xFFFFFFFFFF
     cdef uint64_t i
+    cdef int64_t frame
     cdef pf_ticket *ticket = take_free(mem, serial)
     if ticket == NULL:
         expire_tickets(mem)
@@ -116,12 +117,16 @@ cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) e
     ticket.started = mem.a.clients[mem.a.client].started
     ticket.expires = now() + mem.a.header.ticket_ttl
     for i in range(listed + count):
+        frame = ticket_frame(&mem.a, ticket, i)
+        pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_MORE, frame)
         pf_step(PF_S_ticket_count)
-        if pf_slot_inc(pf_slot_at(&mem.a, ticket_frame(&mem.a, ticket, i))) != PF_OK:
+        if pf_slot_inc(pf_slot_at(&mem.a, frame)) != PF_OK:
+            pf_op_end(&mem.a, my_lane(&mem.a))
             release(mem, ticket)
             raise RefCountOverflowError("the reference count of a frame of the message is at its maximum")
         pf_step(PF_S_ticket_done)
         pf_store_release_u64(&ticket.done, i + 1)
+    pf_op_end(&mem.a, my_lane(&mem.a))
     pf_step(PF_S_ticket_live)
     # Release pairs with the acquire of the loader's compare-and-swap.
     pf_store_release_u64(&ticket.word, word_of(serial, 0, TICKET_LIVE))
@@ -152,6 +157,7 @@ cdef bint redeem(
     for i in range(ticket.done, ticket.listed, -1):
         frame = ticket_frame(&mem.a, ticket, i - 1)
         if frame < 0 or pf_load_relaxed_u32(&mem.a.ledger[frame]) >= PF_LEDGER_MAX:
+            pf_op_end(&mem.a, my_lane(&mem.a))
             raise ArenaDamagedError(f"ticket {index} of the arena holds what it can't")
         pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_MORE, frame)
         pf_step(PF_S_redeem_done)
@@ -171,6 +177,8 @@ cdef int release(Arena mem, pf_ticket *ticket) except -1:
     cdef int64_t frame
     for i in range(ticket.done, 0, -1):
         frame = ticket_frame(&mem.a, ticket, i - 1)
+        if frame >= 0:
+            pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_LESS, frame)
         pf_step(PF_S_release_done)
         pf_store_release_u64(&ticket.done, i - 1)
         if frame >= 0:
@@ -181,11 +189,11 @@ cdef int release(Arena mem, pf_ticket *ticket) except -1:
 
 
 cdef void put_counted(Arena mem, uint64_t frame) noexcept:
-    """Give up a reference that is in no ledger."""
+    """Give up a reference that is in no ledger; the operation is begun already."""
     cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
     if not pf_slot_in_use(slot):
+        pf_op_end(&mem.a, my_lane(&mem.a))
         return      # tampered with
-    pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_LESS, frame)
     pf_step(PF_S_release_count)
     if not pf_slot_end(slot, 1) and not pf_slot_put(slot):
         pf_op_end(&mem.a, my_lane(&mem.a))
