@@ -60,8 +60,8 @@ from pageframe import (
     OutOfFramesError,
     PhysicalMemory,
     ReapReport,
-    USegment,
     UntypedFrameMeta,
+    USegment,
     atomic_u32,
     bytes_,
     u32,
@@ -150,7 +150,7 @@ class Piece(NamedTuple):
     """A piece of a file: which file of the list, and which of its pieces."""
 
     file: int
-    index: int
+    part: int
 
 
 @dataclass(frozen=True)
@@ -455,7 +455,7 @@ class _Batch:
 
     number: int
     pieces: list[int]
-    bytes: int
+    size: int
     cost: int  # frames that it takes, those of its digests included
     start: int
     stop: int
@@ -538,6 +538,8 @@ class _Job:
         self.returned: deque[_Batch] = deque()  # batches taken back with their frames
         self.next_file = 0
         self.next_index = 0
+        self.unhashed: dict[int, int] = {}  # file -> pieces that were read and have no digest yet
+        self.complete: set[int] = set()  # files of which all pieces were read
         self.ended: set[int] = set()  # files of which the progress was told
 
     # -- workers -------------------------------------------------------------------------------
@@ -581,12 +583,12 @@ class _Job:
         )
         for worker in list(self.workers):
             if not heard and (worker.batches or not worker.ready):
-                worker.kill(self.patience)
-                self.bury(worker, f"hung for {self.patience:g} s and was killed")
+                self.mourn(worker, f"hung for {self.patience:g} s and was killed")
             elif worker.answers in heard or worker.process.sentinel in heard:
                 dead = worker.process.sentinel in heard
-                if not self.take_answers(worker) or (dead and not worker.buried):
-                    self.bury(worker, None)
+                at_end = not self.take_answers(worker)
+                if (dead or at_end) and not worker.buried:
+                    self.mourn(worker)
 
     def take_answers(self, worker: _Worker) -> bool:
         """Take what a worker has sent; False if it has closed its end."""
@@ -620,10 +622,15 @@ class _Job:
         """Note the digest of a piece."""
         piece = self.pieces[number]
         self.digests[piece] = digest
+        self.unhashed[piece.file] -= 1
         if piece.file in self.wanted:
             self.progress(SHARED, 0, digest.length)
-            if digest.length < self.piece_size:
-                self.end_file(piece.file)
+            self.end_if_hashed(piece.file)
+
+    def end_if_hashed(self, file: int) -> None:
+        """End a file that has been read and hashed."""
+        if file in self.complete and not self.unhashed.get(file):
+            self.end_file(file)
 
     def end_file(self, file: int) -> None:
         """Tell, once, that there is no more of a file."""
@@ -642,18 +649,20 @@ class _Job:
         )
         worker.kill(self.patience)
         self.result.killed = Killed(worker.process.name, pid, held, worker.process.exitcode)
-        self.bury(worker, None)
+        self.bury(worker)
 
-    def bury(self, worker: _Worker, why: str | None) -> None:
-        """Take back all that a dead worker had, and put another in its place."""
-        name, pid = worker.process.name, worker.pid
+    def mourn(self, worker: _Worker, why: str | None = None) -> None:
+        """See to a worker that has died, or must, without being the victim."""
         worker.kill(self.patience)
-        expected = self.result.killed is not None and self.result.killed.pid == pid
-        if not expected:
-            self.take_answers(worker)  # it may have sent some before it died
-            self.result.deaths.append(
-                f"{name} (pid {pid}) {why or f'died with exit code {worker.process.exitcode}'}"
-            )
+        self.take_answers(worker)  # it may have sent some before it died
+        why = why or f"died with exit code {worker.process.exitcode}"
+        self.result.deaths.append(f"{worker.process.name} (pid {worker.pid}) {why}")
+        if len(self.result.deaths) >= DEATHS:
+            raise WorkerError(f"{DEATHS} workers have died unexpectedly: {'; '.join(self.result.deaths)}")
+        self.bury(worker)
+
+    def bury(self, worker: _Worker) -> None:
+        """Take back all that a dead worker had, and put another in its place."""
         if worker is self.victim:
             self.victim = None
         self.result.reaped.append(self.mem.reap())
@@ -662,10 +671,6 @@ class _Job:
         worker.batches.clear()
         self.workers.remove(worker)
         worker.close()
-        if len(self.result.deaths) >= DEATHS:
-            raise WorkerError(
-                f"{len(self.result.deaths)} workers died unexpectedly, the last one was {self.result.deaths[-1]}"
-            )
         self.start_worker()
 
     def take_back(self, batch: _Batch) -> None:
@@ -675,7 +680,7 @@ class _Job:
         except FrameGoneError:
             self.lost.extend(batch.pieces)
             self.result.lost_pieces += len(batch.pieces)
-            self.result.lost_bytes += batch.bytes
+            self.result.lost_bytes += batch.size
             self.room += batch.cost
         else:
             self.returned.append(batch)
@@ -770,7 +775,7 @@ class _Job:
         again = bool(self.lost)
         piece = self.pieces[self.lost[0]] if again else Piece(self.next_file, self.next_index)
         source = self.files[piece.file]
-        start = piece.index * self.piece_size
+        start = piece.part * self.piece_size
         if len(room) < min(self.piece_size, source.size - start):
             return None
         try:
@@ -787,13 +792,15 @@ class _Job:
             return self.lost.popleft(), length
         if length < self.piece_size:
             self.next_file, self.next_index = self.next_file + 1, 0
-            if length == 0 and piece.index:  # the piece before was the last one
-                self.end_file(piece.file)
+            self.complete.add(piece.file)
+            if length == 0 and piece.part:  # the piece before was the last one
+                self.end_if_hashed(piece.file)
                 return -1, 0
         else:
             self.next_index += 1
         self.handed += length
         self.pieces.append(piece)
+        self.unhashed[piece.file] = self.unhashed.get(piece.file, 0) + 1
         return len(self.pieces) - 1, length
 
     def hand_over(self, worker: _Worker, batch: _Batch) -> None:
@@ -810,7 +817,7 @@ class _Job:
         worker.batches[batch.number] = batch
         worker.tasks.put(batch.message)
         self.result.segments += 1
-        self.result.bytes_handed += batch.bytes
+        self.result.bytes_handed += batch.size
         self.result.bytes_piped += len(batch.message)
 
     def stop(self) -> None:
@@ -903,7 +910,7 @@ def run(
     found: dict[int, dict[int, Digest]] = {number: {} for number in job.wanted}
     for piece, digest in job.digests.items():
         if piece.file in found:
-            found[piece.file][piece.index] = digest
+            found[piece.file][piece.part] = digest
     for number in sorted(found):
         result.shared.files += 1
         result.shared.bytes += sum(digest.length for digest in found[number].values())
