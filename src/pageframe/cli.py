@@ -418,7 +418,7 @@ def audit_row(result: SharedResult) -> tuple[str, str]:
     audit = result.audit
     assert audit is not None
     seen = f"in {number(audit.frames, 'frame')}"
-    if result.sound:
+    if result.sound and audit.clean:
         return "nothing found", seen
     wrong = {
         "leaked": len(audit.leaked),

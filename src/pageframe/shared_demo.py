@@ -49,7 +49,7 @@ from io import FileIO
 from multiprocessing.connection import wait
 from pathlib import Path
 from time import perf_counter, sleep
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeVar
 
 from pageframe import (
     ArenaStats,
@@ -63,7 +63,6 @@ from pageframe import (
     UntypedFrameMeta,
     USegment,
     atomic_u32,
-    bytes_,
     u32,
 )
 from pageframe.demo import PLAIN_CHUNK, Reading, SkippedFile, SourceFile
@@ -132,7 +131,7 @@ class PieceDigest(FrameMeta):
 
     piece: u32
     length: u32
-    digest: bytes_[32]
+    digest: Annotated[bytes, 32]
 
 
 class WorkerError(RuntimeError):
@@ -242,9 +241,15 @@ class SharedResult:
 
     @property
     def sound(self) -> bool:
-        """Whether the audit could judge every frame and found nothing."""
+        """Whether the audit could judge every frame and found no more than it may.
+
+        That is nothing, unless workers died unexpectedly: who is killed within an operation
+        may leave a frame that is held too long.
+        """
         audit = self.audit
-        return audit is not None and audit.clean and audit.quiet and not audit.busy
+        if audit is None or audit.damaged or audit.busy or not audit.quiet:
+            return False
+        return len(audit.leaked) + len(audit.miscounted) <= len(self.deaths)
 
     @property
     def frames_reaped(self) -> int:
@@ -615,7 +620,6 @@ class _Job:
                 for frame in digests:
                     meta = frame.meta
                     self.finish(meta.piece, Digest(meta.digest, meta.length))
-            del frame, meta
             self.room += worker.batches.pop(number).cost
 
     def finish(self, number: int, digest: Digest) -> None:
