@@ -393,6 +393,11 @@ def with_room(allocate: Callable[[], T]) -> T:
         sleep(0.001)
 
 
+def pickled(answer: tuple[int, FrameVec[PieceDigest]]) -> bytes:
+    """Pickle an answer, for which the vector needs a frame that lists its frames."""
+    return with_room(lambda: pickle.dumps(answer))
+
+
 def work(mem: PhysicalMemory, tasks: SimpleQueue[bytes | None], answers: Connection) -> None:
     """Hash segments until told to stop: what a worker process does.
 
@@ -417,7 +422,7 @@ def work(mem: PhysicalMemory, tasks: SimpleQueue[bytes | None], answers: Connect
                 if hold:
                     answers.send_bytes(pickle.dumps((number, None)))
                     threading.Event().wait()
-                answer = pickle.dumps((number, digests))
+                answer = pickled((number, digests))
             answers.send_bytes(answer)
             del segment, digests
 
