@@ -5,6 +5,7 @@
 """The demonstration with workers, driven as a user would, and what may go wrong on the way."""
 
 import contextlib
+import dataclasses
 import hashlib
 import multiprocessing
 import os
@@ -533,3 +534,21 @@ def test_workers_end_with_a_parent_that_is_killed_or_interrupted(tmp_path):
         assert process.returncode != 0
         assert "worker" not in stderr  # none has shown a traceback
         wait_for_end_of_session(process.pid)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [({"damaged": (4096,)}, "1 damaged"), ({"leaked": (0, 1)}, "2 leaked"), ({"quiet": False}, "not quiet")],
+)
+def test_what_the_audit_finds_fails_the_command(tree, monkeypatch, fault, words):
+    stop = shared_demo._Job.stop
+
+    def stop_and_spoil(job):
+        stop(job)
+        job.result.audit = dataclasses.replace(job.result.audit, **fault)
+
+    monkeypatch.setattr(shared_demo._Job, "stop", stop_and_spoil)
+    result = invoke(tree, "--limit", LIMIT)
+    assert result.exit_code == 1
+    assert " ".join(row(result.stdout, "audit")).startswith(words)
+    assert row(result.stdout, "mismatches") == ["0"]
