@@ -68,7 +68,9 @@ class Snapshot(NamedTuple):
     ----------
     frames, categories
         As `classify` gives them.
-    size, page_size, free_frames, layout
+    free_frames
+        Those that the categories show as free.
+    size, page_size, layout
         As of the arena.
     """
 
@@ -178,7 +180,9 @@ def take_snapshot(mem: PhysicalMemory) -> Snapshot:
     The arena can be in use; frames that change meanwhile show either state.
     """
     frames, categories = classify(mem)
-    return Snapshot(frames, categories, mem.size, mem.page_size, mem.free_frames, mem.layout)
+    # Not mem.free_frames: others may have released some since.
+    free = sum(category.frames for category in categories if category.label == "free")
+    return Snapshot(frames, categories, mem.size, mem.page_size, free, mem.layout)
 
 
 def arena_picture(mem: PhysicalMemory, path: str | os.PathLike[str]) -> None:
