@@ -2,7 +2,7 @@
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-"""The demonstration: its cache, its command and its picture, driven as a user would."""
+"""The demonstration without workers: its cache, its command and its picture, driven as a user would."""
 
 import errno
 import hashlib
@@ -63,9 +63,14 @@ def pages(cache, path):
     return found
 
 
+def alone(args):
+    """Return the arguments of a command that starts no workers."""
+    return [str(arg) for arg in args] + ["--workers=0"] * (args[0] == "demo")
+
+
 def command(*args, **kwargs):
     return subprocess.run(
-        [sys.executable, "-m", "pageframe.cli", *map(str, args)],
+        [sys.executable, "-m", "pageframe.cli", *alone(args)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -76,7 +81,7 @@ def command(*args, **kwargs):
 
 
 def invoke(*args):
-    return CliRunner().invoke(cli.app, [str(arg) for arg in args], env={"COLUMNS": "80"})
+    return CliRunner().invoke(cli.app, alone(args), env={"COLUMNS": "80"})
 
 
 def row(output, name):
@@ -304,7 +309,7 @@ def test_piped_output_is_plain(tree):
 def test_terminal_gets_a_bar(tree):
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "pageframe.cli", "demo", tree, "--limit", str(SMALL)],
+        [sys.executable, "-m", "pageframe.cli", "demo", tree, "--limit", str(SMALL), "--workers", "0"],
         stdout=subprocess.PIPE,
         stderr=theirs,
         env={**os.environ, "TERM": "xterm-256color"},

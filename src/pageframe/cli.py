@@ -10,7 +10,7 @@ import sysconfig
 from importlib.metadata import version
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 from rich import box
@@ -19,18 +19,29 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
-from pageframe import PhysicalMemory, parse_size
-from pageframe.demo import DemoResult, PageCache, Reading, SourceFile, find_files, run
-from pageframe.observe.picture import arena_picture, require_matplotlib
+from pageframe import OutOfFramesError, PhysicalMemory, parse_size, shared_demo
+from pageframe import demo as cache_demo
+from pageframe.demo import DemoResult, PageCache, Reading, SkippedFile, SourceFile, find_files
+from pageframe.observe.picture import Snapshot, draw_snapshot, require_matplotlib, take_snapshot
+from pageframe.shared_demo import MAX_WORKERS, SharedResult, WorkerError, create_arena
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sized
+    from collections.abc import Callable, Sequence, Sized
+
+    from rich.console import RenderableType
 
 PAGE_SIZE = 4096
 PLAIN_LINE_SECONDS = 5.0
 LEAST_SECONDS = 0.01  # below which a throughput says nothing
 NAMED = 10  # files that a summary names before it only counts them
 READINGS = {1: "first reading", 2: "second reading"}
+STAGES = {
+    shared_demo.PLAIN: "plain reading",
+    shared_demo.SHARED: "shared arena",
+    shared_demo.PLAIN_AGAIN: "plain again",
+}
+
+R = TypeVar("R")
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -76,21 +87,39 @@ def demo(
         typer.Argument(metavar="PATH", help="A directory or a file.", show_default="the standard library"),
     ] = None,
     limit: Annotated[str, typer.Option(metavar="SIZE", help="Size of the arena.")] = "64 MiB",
+    workers: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help=f"Worker processes, up to {MAX_WORKERS}; 0: a page cache in one process."
+        ),
+    ] = 3,
     picture: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Save a picture of the arena, taken when the cache is full."),
+        typer.Option(
+            metavar="FILE.png",
+            help="Save a picture of the arena, taken before the kill, or when the cache is full.",
+        ),
     ] = None,
 ) -> None:
     """Read all files under PATH through page frames.
 
-    Every file is read twice through a page cache: a frame holds a page
-    of 4 KiB, and the least recently used is evicted when frames run out.
-    Its digest is compared with that of reading the file directly.
+    N worker processes share one arena. This process reads the files into
+    frames and hands them to the workers, which hash them where they lie.
+    Halfway a worker is killed while it holds frames; they are reaped, and
+    another one does its work. Every digest is compared with that of reading
+    the file directly.
 
-    The exit code is 1 if any digest differs, and 2 if PATH, SIZE or
-    FILE.png can't be used.
+    With --workers 0 every file is read twice through a page cache in this
+    process: a frame holds a page of 4 KiB, and the least recently used is
+    evicted when frames run out.
+
+    The exit code is 1 if any digest differs or an audit of the shared arena
+    finds anything, and 2 if PATH, SIZE, N or FILE.png can't be used or the
+    workers keep dying.
     """
     size = arena_size(limit)
+    if not 0 <= workers <= MAX_WORKERS:
+        fail(f"--workers {workers}: expected 0 to {MAX_WORKERS}")
     if picture is not None:
         check_picture(picture)
     exclude = ("site-packages", "dist-packages") if path is None else ()
@@ -100,25 +129,30 @@ def demo(
     except OSError as error:
         fail(f"{shown(root)}: {reason(error)}")
     try:
-        mem = PhysicalMemory(size, page_size=PAGE_SIZE)
+        mem = create_arena(size, PAGE_SIZE, workers) if workers else PhysicalMemory(size, page_size=PAGE_SIZE)
     except (ValueError, MemoryError, OSError) as error:
         fail(f"--limit {limit}: {error}")
 
-    failure = None
-    with mem, PageCache(mem) as cache:
-        result = read_files(cache, files)
-        if picture is not None:
+    with mem:
+        if workers:
             try:
-                arena_picture(mem, picture)
-            except OSError as error:
-                failure = f"{shown(picture)}: {reason(error)}"
-    result.skipped[:0] = skipped
-    report(root, result)
-    if failure is not None:
-        fail(failure, 1 if result.mismatches else 2)
-    if picture is not None:
+                shared, snapshot = share_files(mem, files, workers, picture is not None)
+            except (WorkerError, OutOfFramesError) as error:
+                fail(f"--workers {workers}: {error}")
+            tables, all_skipped = shared_tables(shared), shared.skipped
+            mismatches, sound = shared.shared.mismatches, shared.sound
+        else:
+            result, snapshot = read_files(mem, files, picture is not None)
+            tables, all_skipped = [readings_table(result), arena_table(result)], result.skipped
+            mismatches, sound = result.mismatches, True
+    report(root, tables, mismatches, skipped + all_skipped)
+    if picture is not None and snapshot is not None:
+        try:
+            draw_snapshot(snapshot, picture)
+        except OSError as error:
+            fail(f"{shown(picture)}: {reason(error)}", 1 if mismatches or not sound else 2)
         typer.echo(f"Picture of the arena: {shown(picture)}")
-    if result.mismatches:
+    if mismatches or not sound:
         raise typer.Exit(1)
 
 
@@ -145,12 +179,47 @@ def check_picture(path: Path) -> None:
         fail(f"{shown(path)}: there is no directory {shown(path.parent)}")
 
 
-def read_files(cache: PageCache, files: list[SourceFile]) -> DemoResult:
-    """Run the demonstration and show how far it is."""
+def read_files(
+    mem: PhysicalMemory, files: list[SourceFile], picture: bool
+) -> tuple[DemoResult, Snapshot | None]:
+    """Run the demonstration of a page cache and show how far it is."""
+    with PageCache(mem) as cache:
+        result = with_progress(
+            READINGS,
+            files,
+            lambda advance: cache_demo.run(cache, files, lambda number, file: advance(number, 1, file.size)),
+        )
+        return result, take_snapshot(mem) if picture else None
+
+
+def share_files(
+    mem: PhysicalMemory, files: list[SourceFile], workers: int, picture: bool
+) -> tuple[SharedResult, Snapshot | None]:
+    """Run the demonstration of sharing and show how far it is."""
+    snapshots: list[Snapshot] = []
+
+    def halfway(mem: PhysicalMemory) -> None:
+        if picture:
+            snapshots.append(take_snapshot(mem))
+
+    result = with_progress(
+        STAGES,
+        files,
+        lambda advance: shared_demo.run(mem, files, workers, progress=advance, halfway=halfway),
+    )
+    if not snapshots:
+        halfway(mem)  # there was nothing to hand over
+    return result, snapshots[0] if snapshots else None
+
+
+def with_progress(
+    stages: dict[int, str], files: list[SourceFile], job: Callable[[Callable[[int, int, int], None]], R]
+) -> R:
+    """Run a job that tells a function the stage and the files and bytes it has finished."""
     total = sum(file.size for file in files)
     console = Console(stderr=True)
     if not console.is_terminal:
-        return run(cache, files, plain_progress(console, len(files), total))
+        return job(plain_progress(console, stages, len(files), total))
     columns = (
         TextColumn("{task.description:14}"),
         BarColumn(bar_width=28),
@@ -158,35 +227,33 @@ def read_files(cache: PageCache, files: list[SourceFile]) -> DemoResult:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        tasks = {
-            number: progress.add_task(name, total=total, start=False) for number, name in READINGS.items()
-        }
+        tasks = {number: progress.add_task(name, total=total, start=False) for number, name in stages.items()}
 
-        def advance(number: int, file: SourceFile) -> None:
+        def advance(number: int, files: int, size: int) -> None:
             progress.start_task(tasks[number])
-            progress.advance(tasks[number], file.size)
+            progress.advance(tasks[number], size)
 
-        return run(cache, files, advance)
+        return job(advance)
 
 
-def plain_progress(console: Console, files: int, total: int) -> Callable[[int, SourceFile], None]:
-    """Return a function that prints a line now and then, and at the end of each reading."""
-    done = read = 0
-    reading = 1
+def plain_progress(
+    console: Console, stages: dict[int, str], files: int, total: int
+) -> Callable[[int, int, int], None]:
+    """Return a function that prints a line now and then, and at the end of each stage."""
+    done = read = stage = 0
     printed = monotonic()
 
-    def advance(number: int, file: SourceFile) -> None:
-        nonlocal done, read, reading, printed
-        if number != reading:
-            reading, done, read = number, 0, 0
-        done += 1
-        read += file.size
+    def advance(number: int, more: int, size: int) -> None:
+        nonlocal done, read, stage, printed
+        if number != stage:
+            stage, done, read = number, 0, 0
+        done += more
+        read += size
         now = monotonic()
-        if done == files or now - printed >= PLAIN_LINE_SECONDS:
+        if (more and done == files) or now - printed >= PLAIN_LINE_SECONDS:
             printed = now
             console.print(
-                f"{READINGS[number]}: {done:,} of {files:,} files, "
-                f"{read / 1e6:,.1f} of {total / 1e6:,.1f} MB",
+                f"{stages[number]}: {done:,} of {files:,} files, {read / 1e6:,.1f} of {total / 1e6:,.1f} MB",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -194,23 +261,25 @@ def plain_progress(console: Console, files: int, total: int) -> Callable[[int, S
     return advance
 
 
-def report(root: Path, result: DemoResult) -> None:
+def report(
+    root: Path, tables: Sequence[RenderableType], mismatches: list[Path], skipped: list[SkippedFile]
+) -> None:
     """Print what the demonstration found."""
     console = Console(highlight=False)
     console.print(Text(f"Files under {shown(root)}"), soft_wrap=True)
-    console.print(readings_table(result))
-    console.print(arena_table(result))
-    if result.mismatches:
+    for table in tables:
+        console.print(table)
+    if mismatches:
         print_names(
             console,
-            f"{count(result.mismatches, 'file')} with a digest unlike that of plain reading:",
-            [shown(path) for path in result.mismatches],
+            f"{count(mismatches, 'file')} with a digest unlike that of plain reading:",
+            [shown(path) for path in mismatches],
         )
-    if result.skipped:
+    if skipped:
         print_names(
             console,
-            f"{count(result.skipped, 'file or directory', 'files or directories')} skipped:",
-            [f"{shown(path)}: {why}" for path, why in result.skipped],
+            f"{count(skipped, 'file or directory', 'files or directories')} skipped:",
+            [f"{shown(path)}: {why}" for path, why in skipped],
         )
 
 
@@ -279,6 +348,91 @@ def arena_table(result: DemoResult) -> Table:
         "metadata overhead", f"{stats.overhead:,} bytes", f"{stats.overhead / stats.size:.2%} of the arena"
     )
     return table
+
+
+def shared_tables(result: SharedResult) -> list[Table]:
+    """Return the figures of the shared job."""
+    return [shared_readings_table(result), sharing_table(result)]
+
+
+def shared_readings_table(result: SharedResult) -> Table:
+    """Return the figures of plain reading and of the shared arena side by side."""
+    first, second, shared = result.plain_first, result.plain_second, result.shared
+    plain = max(first, second, key=lambda reading: reading.rate)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    workers = "1 worker" if result.workers == 1 else f"{result.workers} workers"
+    for name in ("plain, twice", f"shared, {workers}"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("files", f"{first.files:,}", f"{shared.files:,}")
+    table.add_row("bytes", f"{first.bytes:,}", f"{shared.bytes:,}")
+    table.add_row("seconds", f"{first.seconds:.3f}, {second.seconds:.3f}", f"{shared.seconds:.3f}")
+    table.add_row("throughput", f"{rate(first)}, {rate(second)}", rate(shared))
+    table.add_row("beside the faster", "", ratio(shared, plain))
+    table.add_row("digests compared", "", f"{result.pieces:,}")
+    table.add_row("mismatches", "", f"{len(shared.mismatches):,}")
+    return table
+
+
+def sharing_table(result: SharedResult) -> Table:
+    """Return what was handed over, copied, lost and found again."""
+    stats, audit, killed = result.stats, result.audit, result.killed
+    assert stats is not None
+    assert audit is not None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("shared arena")
+    table.add_column(f"{stats.size:,} bytes", justify="right")
+    table.add_column("")
+    table.add_row(
+        "handed over", f"{result.bytes_handed:,} bytes", f"by {number(result.segments, 'handle')} of segments"
+    )
+    table.add_row("answered", f"{result.answer_frames:,} frames", f"by {number(result.answers, 'handle')}")
+    table.add_row("copied from files", f"{result.bytes_read:,} bytes", "")
+    table.add_row(
+        "copied through pipes",
+        f"{result.bytes_piped:,} bytes",
+        "pickles of handles",
+    )
+    if killed is None:
+        table.add_row("killed", "no worker", "there was nothing to hand over")
+    else:
+        table.add_row("killed", killed.name, f"pid {killed.pid}, holding {number(killed.frames, 'frame')}")
+    for death in result.deaths:
+        table.add_row("unexpected death", "", death)
+    table.add_row(
+        "reaped", number(result.frames_reaped, "frame"), f"of {number(result.clients_reaped, 'client')}"
+    )
+    for name, frames in result.types_reaped.items():
+        table.add_row("", f"{frames:,}", name.rpartition(".")[2])
+    table.add_row("taken back unread", number(result.returned, "message"), "that the dead had not loaded")
+    table.add_row(
+        "read again", number(result.lost_pieces, "piece"), f"of {number(result.lost_bytes, 'byte')}"
+    )
+    table.add_row("audit", *audit_row(result))
+    table.add_row("still held", number(result.frames_left, "frame"), "after the workers have left")
+    return table
+
+
+def audit_row(result: SharedResult) -> tuple[str, str]:
+    """Return what the audit says in words."""
+    audit = result.audit
+    assert audit is not None
+    seen = f"in {number(audit.frames, 'frame')}"
+    if result.sound and audit.clean:
+        return "nothing found", seen
+    wrong = {
+        "leaked": len(audit.leaked),
+        "miscounted": len(audit.miscounted),
+        "damaged": len(audit.damaged),
+        "busy": audit.busy,
+    }
+    found = ", ".join(f"{frames:,} {what}" for what, frames in wrong.items() if frames)
+    return found or "not quiet", seen
+
+
+def number(things: int, one: str) -> str:
+    """Return a number of things in words."""
+    return f"1 {one}" if things == 1 else f"{things:,} {one}s"
 
 
 def main() -> None:

@@ -61,6 +61,27 @@ class Category(NamedTuple):
     frames: int
 
 
+class Snapshot(NamedTuple):
+    """What a picture of an arena shows, as it was at one moment.
+
+    Attributes
+    ----------
+    frames, categories
+        As `classify` gives them.
+    free_frames
+        Those that the categories show as free.
+    size, page_size, layout
+        As of the arena.
+    """
+
+    frames: NDArray[np.uint8]
+    categories: list[Category]
+    size: int
+    page_size: int
+    free_frames: int
+    layout: tuple[tuple[str, int, int], ...]
+
+
 def require_matplotlib() -> None:
     """Raise ImportError with advice if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
@@ -153,6 +174,17 @@ def frame_pixels(frames: NDArray[np.uint8], categories: list[Category]) -> NDArr
     return pixels
 
 
+def take_snapshot(mem: PhysicalMemory) -> Snapshot:
+    """Take down what a picture of an arena shows, to draw it when there is time.
+
+    The arena can be in use; frames that change meanwhile show either state.
+    """
+    frames, categories = classify(mem)
+    # Not mem.free_frames: others may have released some since.
+    free = sum(category.frames for category in categories if category.label == "free")
+    return Snapshot(frames, categories, mem.size, mem.page_size, free, mem.layout)
+
+
 def arena_picture(mem: PhysicalMemory, path: str | os.PathLike[str]) -> None:
     """Save a picture of an arena as a PNG file.
 
@@ -170,12 +202,17 @@ def arena_picture(mem: PhysicalMemory, path: str | os.PathLike[str]) -> None:
     OSError
         If the file can't be written.
     """
+    draw_snapshot(take_snapshot(mem), path)
+
+
+def draw_snapshot(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
+    """Save a picture of an arena that was taken down before; raises as `arena_picture` does."""
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    frames, categories = classify(mem)
+    frames, categories, size, page_size, free, layout = snapshot
     pixels = frame_pixels(frames, categories)
     rows, columns = grid_shape(len(frames))
     height, width = pixels.shape[:2]
@@ -192,13 +229,12 @@ def arena_picture(mem: PhysicalMemory, path: str | os.PathLike[str]) -> None:
         """Write text at a distance in pixels from the left and the top."""
         figure.text(x / full_width, 1 - y / full_height, text, fontsize=size, **style)
 
-    place(left, 38, f"Arena of {size_text(mem.size)}", 15, weight="bold")
-    free = mem.free_frames
+    place(left, 38, f"Arena of {size_text(size)}", 15, weight="bold")
     place(
         left,
         62,
-        f"{mem.total_frames:,} frames of {size_text(mem.page_size)}, {free:,} free; "
-        f"a row is {columns:,} frames, {size_text(columns * mem.page_size)}",
+        f"{len(frames):,} frames of {size_text(page_size)}, {free:,} free; "
+        f"a row is {columns:,} frames, {size_text(columns * page_size)}",
         10,
         color=GREY,
     )
@@ -211,7 +247,7 @@ def arena_picture(mem: PhysicalMemory, path: str | os.PathLike[str]) -> None:
     axes.set_xticks([])
     step = max(1, 2 ** math.ceil(math.log2(rows / 9)))
     ticks = range(0, rows, step)
-    axes.set_yticks([row + 0.5 for row in ticks], [f"{row * columns * mem.page_size:#x}" for row in ticks])
+    axes.set_yticks([row + 0.5 for row in ticks], [f"{row * columns * page_size:#x}" for row in ticks])
     axes.tick_params(labelsize=8.5, length=3, color="#888888", labelcolor=GREY)
     axes.spines[:].set_visible(False)
     place(left - 10, top - 8, "paddr", 9, color=GREY, ha="right")
@@ -238,10 +274,10 @@ def arena_picture(mem: PhysicalMemory, path: str | os.PathLike[str]) -> None:
         place(x + right - 20, y, f"{share:.1f} %", ha="right")
     y += 44
     place(x, y, "Tables", 11, weight="bold")
-    for name, paddr, size in mem.layout:
-        if size:
+    for name, paddr, length in layout:
+        if length:
             y += 22
             place(x, y, name)
             place(x + right - 140, y, f"at {paddr:#x}", ha="right", color=GREY)
-            place(x + right - 20, y, size_text(size), ha="right")
+            place(x + right - 20, y, size_text(length), ha="right")
     figure.savefig(path, format="png", dpi=DPI, metadata={"Software": "pageframe"})
