@@ -61,6 +61,7 @@ cdef extern from "<sys/mman.h>" nogil:
 cdef enum:
     WORD_SHIFT = 6
     WORD_BITS = 64
+    RETRIES = 16        # searches that find nothing though there is something
 
 if pf_lane_setup() != 0:
     raise ImportError("no thread-specific key is left for the allocator's lanes")
@@ -178,6 +179,7 @@ cdef int64_t claim_searching(pf_arena *a, pf_lane *lane) noexcept nogil:
     cdef uint64_t start = 0
     cdef uint64_t i, chunk
     cdef int64_t frame
+    cdef int tries = 0
     if lane != NULL:
         if lane.chunk:
             # Frames of this chunk that other lanes have given back count from now on.
@@ -209,8 +211,10 @@ cdef int64_t claim_searching(pf_arena *a, pf_lane *lane) noexcept nogil:
             frame = claim_in_chunk(a, lane, chunk)
             if frame >= 0:
                 return frame
-        if take_kept(a) == 0:
+        # Others may have given back frames behind the search.
+        if take_kept(a) == 0 and (tries == RETRIES or free_frames(a) == 0):
             return -1
+        tries += 1
 
 
 cdef int64_t claim_one(pf_arena *a) noexcept nogil:
@@ -397,7 +401,10 @@ cdef int64_t claim_run(pf_arena *a, uint64_t count, uint64_t align) noexcept nog
     word and given back if another owner comes between.
     """
     cdef int64_t first = search_run(a, count, align)
-    while first < 0 and take_kept(a):
+    cdef int tries = 0
+    # Others may give back frames behind the search, so a run may have been overlooked.
+    while first < 0 and (take_kept(a) or (tries < RETRIES and longest_free_run(a) >= count)):
+        tries += 1
         first = search_run(a, count, align)
     return first
 
@@ -429,7 +436,10 @@ cdef int64_t search_run(pf_arena *a, uint64_t count, uint64_t align) noexcept no
 cdef uint64_t claim_many(pf_arena *a, uint64_t count, uint64_t *frames) noexcept nogil:
     """Claim any frames; returns how many there were."""
     cdef uint64_t got = claim_round(a, count, frames)
-    while got < count and take_kept(a):
+    cdef int tries = 0
+    while got < count and (
+            take_kept(a) or (tries < RETRIES and <uint64_t>free_frames(a) >= count - got)):
+        tries += 1
         got += claim_round(a, count - got, frames + got)
     return got
 
