@@ -151,7 +151,8 @@ typedef struct {
     uint32_t chunk; /* reserved chunk + 1; 0: none */
     int32_t free;   /* its free frames, as far as counted here */
     uint64_t op;    /* operation in progress, of a shared arena: ledger.h */
-    unsigned char pad[32];
+    uint64_t ops;   /* operations so far: an audit sees whether there was one meanwhile */
+    unsigned char pad[24];
 } pf_lane;
 
 _Static_assert(sizeof(pf_lane) == 64, "a lane is a cache line");

@@ -102,6 +102,7 @@ cdef extern from "arena.h" nogil:
         uint32_t chunk
         int32_t free
         uint64_t op
+        uint64_t ops
 
     ctypedef struct pf_type_info:
         uint32_t size

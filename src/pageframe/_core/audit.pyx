@@ -11,7 +11,8 @@ quiet arena shows these, and repairing lets them go.  Anything else means that t
 arena's memory was tampered with; that is reported, too.
 
 Ledgers and counts are not read at one moment.  So a frame that somebody works on is
-passed over, and nothing is repaired while an operation is in progress anywhere.
+passed over, and nothing is repaired if any lane had an operation in progress, or began
+one, while they were read.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from libc.stdlib cimport calloc, free
 
 from pageframe._core.allocator cimport give_back_range, next_bit, recount_chunks, set_bit
 from pageframe._core.arena cimport (
-    PF_ARENA, PF_LANES, Arena, pf_arena, pf_client_count, pf_client_used, pf_lanes_of,
+    PF_ARENA, PF_LANES, Arena, pf_arena, pf_client_count, pf_client_used, pf_lane, pf_lanes_of,
     pf_ledger_of, pf_slot_at, pf_ticket, pf_type_flags)
 from pageframe._core.client cimport client_info, ledger_walk, next_held, walk_ledger
 from pageframe._core.handle cimport end_life
@@ -29,9 +30,9 @@ from pageframe._core.ledger cimport (
     PF_OP_NONE, PF_S_audit_busy, PF_S_audit_count, PF_S_audit_ledger, pf_step)
 from pageframe._core.meta cimport know_types
 from pageframe._core.slot cimport (
-    PF_BUSY, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_load_acquire_u64,
-    pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot, pf_slot_count, pf_slot_in_use,
-    pf_slot_retire, pf_store_release_u32)
+    PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_load_acquire_u64,
+    pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot, pf_slot_count, pf_slot_retire,
+    pf_store_release_u32)
 from pageframe._core.ticket cimport TICKET_FREE, state_of, ticket_frame
 
 
@@ -116,13 +117,12 @@ cdef enum verdict:
     WORKED_ON
 
 
-cdef verdict judge(const pf_arena *a, uint64_t frame, uint64_t expected, bint kept) noexcept nogil:
-    """What is to be thought of a frame that has so many references."""
-    cdef const pf_slot *slot = pf_slot_at(a, frame)
-    cdef uint64_t count = pf_slot_count(slot)
+cdef verdict judge(
+        const pf_arena *a, uint64_t frame, uint64_t count, uint64_t expected,
+        bint kept) noexcept nogil:
+    """What is to be thought of a count if the holders have so many references."""
     cdef bint bit = next_bit(a, frame, frame + 1, True) == frame
-    if pf_slot_in_use(slot) and pf_type_flags(a, slot) & PF_ARENA:
-        expected += 1       # the arena's own
+    expected += own_reference(a, frame, count)
     if count == PF_UNUSED:
         if expected == 0:
             return LEAKED if bit and not kept else DAMAGED if kept and not bit else FINE
@@ -140,15 +140,25 @@ cdef verdict judge(const pf_arena *a, uint64_t frame, uint64_t expected, bint ke
     return FINE if count == expected else MISCOUNTED if count > expected else DAMAGED
 
 
-cdef bint quiet(pf_arena *a) noexcept nogil:
-    """Whether no lane of any client has an operation in progress."""
+cdef uint64_t own_reference(const pf_arena *a, uint64_t frame, uint64_t count) noexcept nogil:
+    """The reference that the arena has to a frame of its own."""
+    return 1 <= count <= PF_MAX and pf_type_flags(a, pf_slot_at(a, frame)) & PF_ARENA != 0
+
+
+cdef uint64_t operations(pf_arena *a) noexcept nogil:
+    """How many operations there have been in all lanes; 0 if one is in progress."""
+    cdef uint64_t total = 1
     cdef uint32_t client, i
+    cdef pf_lane *lane
     for client in range(pf_client_count(a)):
         if pf_client_used(a, client):
             for i in range(PF_LANES):
-                if pf_load_relaxed_u64(&pf_lanes_of(a, client)[i].op) != PF_OP_NONE:
-                    return False
-    return True
+                lane = &pf_lanes_of(a, client)[i]
+                # Acquire: a lane that has ended an operation shows its number, too.
+                if pf_load_acquire_u64(&lane.op) != PF_OP_NONE:
+                    return 0
+                total += pf_load_relaxed_u64(&lane.ops)
+    return total
 
 
 cdef int count_holders(Arena mem, uint32_t *expected, uint8_t *kept) except -1:
@@ -185,38 +195,39 @@ cdef object audit(Arena mem, bint repair):
     """Compare all counts with all holders; with repair, let go of what nobody holds."""
     cdef uint32_t *expected = <uint32_t *>calloc(mem.a.frames, sizeof(uint32_t))
     cdef uint8_t *kept = <uint8_t *>calloc(mem.a.frames, 1)
-    cdef uint64_t frame
+    cdef uint64_t frame, count, before
     cdef verdict found
     cdef uint64_t orphans = 0
     cdef uint64_t busy = 0
     cdef uint32_t client
     cdef bint still
+    wrong = []
     paddrs = {LEAKED: [], MISCOUNTED: [], DAMAGED: []}
     frames_by_type = {}
     try:
         if expected == NULL or kept == NULL:
             raise MemoryError(f"no memory to audit {mem.a.frames} frames")
         know_types(mem)
-        still = quiet(&mem.a)
+        before = operations(&mem.a)
         tickets = count_holders(mem, expected, kept)
-        still = still and quiet(&mem.a)
-        repair = repair and still
         for frame in range(mem.a.frames):
-            found = judge(&mem.a, frame, expected[frame], kept[frame])
-            if found == FINE:
-                continue
+            count = pf_slot_count(pf_slot_at(&mem.a, frame))
+            found = judge(&mem.a, frame, count, expected[frame], kept[frame])
             if found == ORPHAN:
                 orphans += 1
             elif found == WORKED_ON:
                 busy += 1
-            else:
-                paddrs[found].append(frame << mem.a.page_shift)
-                if found == LEAKED:
-                    name = type_name(mem, frame)
-                    frames_by_type[name] = frames_by_type.get(name, 0) + 1
-                if repair:
-                    put_right(mem, frame, found, expected[frame])
-        if repair:
+            elif found != FINE:
+                wrong.append((frame, found, count))
+        still = before != 0 and before == operations(&mem.a)
+        for number, judged, seen in wrong:
+            paddrs[judged].append(number << mem.a.page_shift)
+            if judged == LEAKED:
+                name = type_name(mem, number)
+                frames_by_type[name] = frames_by_type.get(name, 0) + 1
+            if repair and still:
+                put_right(mem, number, judged, seen, expected[<uint64_t>number])
+        if repair and still:
             recount_chunks(&mem.a)
             pf_store_release_u32(&mem.a.header.orphans, orphans)
         clients = tuple([
@@ -228,7 +239,7 @@ cdef object audit(Arena mem, bint repair):
     return AuditReport(
         frames=mem.a.frames, clients=clients, tickets=tickets, orphans=orphans,
         leaked=tuple(paddrs[LEAKED]), miscounted=tuple(paddrs[MISCOUNTED]),
-        damaged=tuple(paddrs[DAMAGED]), busy=busy, quiet=still, repaired=repair,
+        damaged=tuple(paddrs[DAMAGED]), busy=busy, quiet=still, repaired=repair and still,
         frames_by_type=frames_by_type)
 
 
@@ -239,30 +250,29 @@ cdef object type_name(Arena mem, uint64_t frame):
     return mem.classes[type_id].__layout__.name
 
 
-cdef int put_right(Arena mem, uint64_t frame, verdict found, uint64_t expected) except -1:
-    """Make a frame agree with its holders."""
+cdef int put_right(
+        Arena mem, uint64_t frame, verdict found, uint64_t count, uint64_t expected) except -1:
+    """Make a frame agree with its holders, unless its count has changed since it was judged."""
     cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
-    cdef uint64_t count = pf_slot_count(slot)
-    if pf_type_flags(&mem.a, slot) & PF_ARENA and pf_slot_in_use(slot):
-        expected += 1
-    if found == LEAKED:
+    expected += own_reference(&mem.a, frame, count)
+    if found != LEAKED:
+        if expected and 1 <= count <= PF_MAX:
+            # Whoever tampered with it: nobody who holds the frame may lose it.
+            set_bit(&mem.a, frame)
+            pf_step(PF_S_audit_count)
+            pf_cas_acq_rel_u64(&slot.count, count, expected)
+    elif count == PF_UNUSED or count == PF_BUSY:
         if count == PF_BUSY:        # its on_drop may have run
             slot.list_id = 0
             pf_slot_retire(slot)
-        elif count != PF_UNUSED:
-            pf_step(PF_S_audit_busy)
-            if pf_cas_acq_rel_u64(&slot.count, count, PF_BUSY):
-                slot.list_id = 0
-                pf_step(PF_S_audit_ledger)
-                pf_store_release_u32(&mem.a.ledger[frame], 1)
-                end_life(mem, slot, True)
-            return 0
         give_back_range(&mem.a, frame, 1)
-    elif pf_slot_in_use(slot) and expected:
-        # Whoever tampered with it: nobody who holds the frame may lose it.
-        set_bit(&mem.a, frame)
-        pf_step(PF_S_audit_count)
-        pf_cas_acq_rel_u64(&slot.count, count, expected)
+    else:
+        pf_step(PF_S_audit_busy)
+        if pf_cas_acq_rel_u64(&slot.count, count, PF_BUSY):
+            slot.list_id = 0
+            pf_step(PF_S_audit_ledger)
+            pf_store_release_u32(&mem.a.ledger[frame], 1)
+            end_life(mem, slot, True)
     return 0
 
 

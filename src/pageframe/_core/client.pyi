@@ -2,6 +2,7 @@
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 from dataclasses import dataclass
+from threading import RLock
 from weakref import WeakSet
 
 from pageframe._core.arena import Arena
@@ -13,6 +14,7 @@ class ClientInfo:
     started: float
 
 shared_arenas: WeakSet[Arena]
+forking: RLock
 
 def process_name() -> str: ...
 def process_start() -> int: ...

@@ -24,7 +24,7 @@ import sys
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -199,6 +199,7 @@ cdef int become(Arena mem, uint32_t client) except -1:
 # -- fork --------------------------------------------------------------------------------------
 
 shared_arenas = weakref.WeakSet()   # that this process is attached to
+forking = RLock()                   # one thread of this process forks at a time
 
 
 cdef int give_child(Arena mem) except -1:
@@ -268,6 +269,7 @@ cdef int be_child(Arena mem) except -1:
 
 def before_fork():
     """Take places for the child."""
+    forking.acquire()
     errors = []
     for mem in list(shared_arenas):
         if (<Arena>mem).a.open:
@@ -285,10 +287,13 @@ def after_in_parent():
         if (<Arena>mem).child_fd >= 0:
             os.close((<Arena>mem).child_fd)
             (<Arena>mem).child_fd = -1
+    forking.release()
 
 
 def after_in_child():
     """Use the places that the parent has taken."""
+    global forking
+    forking = RLock()
     for mem in list(shared_arenas):
         be_child(mem)
 

@@ -56,6 +56,7 @@ enum {
 
 static inline void pf_op_begin(const pf_arena *a, pf_lane *lane, unsigned op, uint64_t frame) {
     if (a->ledger && lane) {
+        pf_store_relaxed_u64(&lane->ops, lane->ops + 1);
         pf_step(PF_S_op_begin);
         pf_store_release_u64(&lane->op, frame << 8 | op);
     }
