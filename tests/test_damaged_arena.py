@@ -301,7 +301,8 @@ tell([info for info in PhysicalMemory.list() if info.name == NAME])
 @root
 def test_root_attaches_to_no_arena_of_another_user_nor_lists_it(name):
     with Child(
-        AS_NOBODY + "mem = PhysicalMemory.create('1 MiB', NAME); other = PhysicalMemory.create('7 MiB'); tell('on'); wait()",
+        AS_NOBODY
+        + "mem = PhysicalMemory.create('1 MiB', NAME); other = PhysicalMemory.create('7 MiB'); tell('on'); wait()",
         name,
     ) as child:
         assert child.hear() == "on"
