@@ -1044,6 +1044,8 @@ cdef class PhysicalMemory(Arena):
             raise ArenaInUseError(
                 f"the arena can't be closed: this process holds {frames} frames by {references} "
                 f"references, and {views} arrays over its tables live")
+        if not self.reaping.acquire(False):
+            raise ArenaInUseError("the arena can't be closed: a thread of this process is reaping in it")
         self.leave()
         self.release_memory()
         self.drop_file()
