@@ -6,8 +6,10 @@
 
 import errno
 import os
+import random
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -205,7 +207,7 @@ def test_a_header_with_a_right_checksum_that_contradicts_itself_is_refused_or_ha
         try:
             mem = PhysicalMemory.attach(path=left)
         except (ArenaDamagedError, ArenaTruncatedError) as error:
-            assert str(left) in str(error) or "room for" in str(error)
+            assert str(left) in str(error) or "room for" in str(error)  # noqa: PT017
         else:  # less room in a table, for instance
             attached += 1
             mem.alloc_frame().drop()
@@ -231,7 +233,7 @@ def test_fewer_types_than_frames_carry(left):
             try:
                 use()
             except (ArenaDamagedError, GetFrameError) as error:
-                assert str(error)
+                assert str(error)  # noqa: PT017
         """,
         "",
         left,
@@ -253,7 +255,8 @@ def test_names_and_sizes_of_types_that_are_nonsense(name, junk):
         assert all(issubclass(mem.types[i], OpaqueMeta) for i in range(6, 65))
         frame = mem.alloc_frame()
         for number, opaque in mem.types.items():
-            for use in (lambda: mem.alloc_frame(opaque), lambda: mem.meta(opaque), lambda: LinkedList(mem, opaque)):
+            for use in (lambda: mem.alloc_frame(opaque), lambda: mem.meta(opaque),
+                        lambda: LinkedList(mem, opaque)):
                 try:
                     use()
                 except (FrameTypeError, ArenaDamagedError):
@@ -302,7 +305,8 @@ tell([info for info in PhysicalMemory.list() if info.name == NAME])
 def test_root_attaches_to_no_arena_of_another_user_nor_lists_it(name):
     with Child(
         AS_NOBODY
-        + "mem = PhysicalMemory.create('1 MiB', NAME); other = PhysicalMemory.create('7 MiB'); tell('on'); wait()",
+        + "mem = PhysicalMemory.create('1 MiB', NAME)\nother = PhysicalMemory.create('7 MiB')\n"
+        + "tell('on')\nwait()",
         name,
     ) as child:
         assert child.hear() == "on"
@@ -357,16 +361,46 @@ def many():
     one_more.append(mem.alloc_segment(3))
     one_more.append(mem.alloc_frames(50))
 for use in (
-    lambda: mem.alloc_frame(Page), many, mem.stats, mem.reap, mem.audit, lambda: mem.audit(repair=True),
-    lambda: mem.holders(frame), lambda: mem.types, lambda: mem.trim(), lambda: repr(frame), lambda: frame.meta.inode,
-    lambda: frame.meta_type, lambda: frame.cast(Page), lambda: frame.clone(), lambda: memoryview(frame)[0],
-    lambda: unique.meta.inode, lambda: unique.share(), lambda: mem.meta(Page)["inode"].sum(), lambda: mem.free_frames,
-    lambda: Frame.from_in_use(mem, frame.start_paddr), lambda: list(pages), lambda: pages.pop_front(),
-    lambda: pages.cursor_at(next(iter(pages))).move_to_front(), lambda: pages.push_back(mem.alloc_frame(Page).try_unique()),
-    lambda: pages.pop_back(), lambda: pages.drop(), lambda: pickle.loads(messages[0]), lambda: pickle.loads(messages[1]),
-    lambda: pickle.loads(messages[2]), lambda: pickle.dumps(segment), lambda: segment.meta, lambda: vec.meta,
-    lambda: segment.slice(0, 4096), lambda: vec.drop(), lambda: segment.drop(), one_more.clear, lambda: frame.drop(),
-    lambda: mem.clients, lambda: mem.ticket_ttl, lambda: mem.alloc_frames(mem.free_frames + 1),
+    lambda: mem.alloc_frame(Page),
+    many,
+    mem.stats,
+    mem.reap,
+    mem.audit,
+    lambda: mem.audit(repair=True),
+    lambda: mem.holders(frame),
+    lambda: mem.types,
+    lambda: mem.trim(),
+    lambda: repr(frame),
+    lambda: frame.meta.inode,
+    lambda: frame.meta_type,
+    lambda: frame.cast(Page),
+    lambda: frame.clone(),
+    lambda: memoryview(frame)[0],
+    lambda: unique.meta.inode,
+    lambda: unique.share(),
+    lambda: mem.meta(Page)["inode"].sum(),
+    lambda: mem.free_frames,
+    lambda: Frame.from_in_use(mem, frame.start_paddr),
+    lambda: list(pages),
+    lambda: pages.pop_front(),
+    lambda: pages.cursor_at(next(iter(pages))).move_to_front(),
+    lambda: pages.push_back(mem.alloc_frame(Page).try_unique()),
+    lambda: pages.pop_back(),
+    lambda: pages.drop(),
+    lambda: pickle.loads(messages[0]),
+    lambda: pickle.loads(messages[1]),
+    lambda: pickle.loads(messages[2]),
+    lambda: pickle.dumps(segment),
+    lambda: segment.meta,
+    lambda: vec.meta,
+    lambda: segment.slice(0, 4096),
+    lambda: vec.drop(),
+    lambda: segment.drop(),
+    one_more.clear,
+    lambda: frame.drop(),
+    lambda: mem.clients,
+    lambda: mem.ticket_ttl,
+    lambda: mem.alloc_frames(mem.free_frames + 1),
 ):
     try:
         use()
@@ -384,7 +418,7 @@ os._exit(0)
 
 def used(name, damage):
     """Let a client work in an arena that is damaged under its hands; it must not crash."""
-    with Child(USE_ALL, name, cwd=os.path.dirname(__file__)) as child:
+    with Child(USE_ALL, name, cwd=Path(__file__).parent) as child:
         place, *paddrs = map(int, child.hear().split())
         damage(place, paddrs)
         child.go_on()
@@ -494,7 +528,7 @@ def test_a_type_that_no_slot_can_have_is_an_error_that_shows_it(name):
         for wrong in (0, len(mem.types) + 1, 127, 128, 2**31, 2**32 - 1):
             file.set_slot(frame.start_paddr, ArenaFile.TYPE, wrong)
             with pytest.raises(ArenaDamagedError, match=f"has type {wrong}, the arena has {len(mem.types)}"):
-                frame.meta  # noqa: B018
+                frame.meta
             with pytest.raises(ArenaDamagedError, match=f"has type {wrong}, "):
                 repr(frame)
             assert sum(mem.stats().frames_by_type.values()) == mem.reserved_frames
@@ -526,8 +560,6 @@ def test_the_words_of_the_header_that_change_crash_nobody_when_they_are_nonsense
 
 def test_bytes_that_are_noise_crash_nobody(name):
     """All tables but the header, bitfield and slots of the arena's own frames, a few at a time."""
-    import random
-
     for seed in range(12):
         random_ = random.Random(seed)
         mem = PhysicalMemory.create(MIB, name, clients=4, tickets=64)
@@ -544,4 +576,4 @@ def test_bytes_that_are_noise_crash_nobody(name):
         try:
             mem.close()
         except pageframe.PageFrameError as error:
-            assert str(error)
+            assert str(error)  # noqa: PT017

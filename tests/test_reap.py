@@ -310,7 +310,8 @@ def test_the_holders_of_a_frame_are_processes_and_their_counts_add_up(mem, name)
     with mem.alloc_frame() as frame:
         clone = frame.clone()
         with Child(
-            "mem = PhysicalMemory.attach(NAME)\nheld = [Frame.from_in_use(mem, int(ARGS[0])) for _ in range(3)]\n"
+            "mem = PhysicalMemory.attach(NAME)\n"
+            "held = [Frame.from_in_use(mem, int(ARGS[0])) for _ in range(3)]\n"
             "import pickle\nsent = pickle.dumps(held[0])\ntell('on')\nwait()",
             name,
             frame.start_paddr,
@@ -360,7 +361,7 @@ def test_the_owner_of_a_unique_frame_is_its_holder(mem):
 
 
 def test_a_frame_of_another_arena_or_outside_has_no_holders_to_ask_for(mem):
-    with PhysicalMemory.create(MIB) as other, other.alloc_frame() as frame:
+    with PhysicalMemory.create(MIB) as other, other.alloc_frame() as frame:  # noqa: SIM117
         with pytest.raises(ValueError, match="belongs to another arena"):
             mem.holders(frame)
     with pytest.raises(IndexError, match="0x100000 is not within"):
