@@ -225,9 +225,7 @@ def arrays(lines: list[str]) -> None:
             answers.subscriber.receive().delete()
 
         contenders.append(("iceoryx2, a sample each way, and a token", samples, 50))
-    report(
-        "an array of 1 MiB to another process and back", rounds(contenders, 40), "a bare token", lines
-    )
+    report("an array of 1 MiB to another process and back", rounds(contenders, 40), "a bare token", lines)
     parent.send(None)
     process.join()
     if other is not None:
@@ -254,9 +252,7 @@ def rate(mem: PhysicalMemory, processes: int, number: int = 1_000_000) -> float:
     """Allocations and releases a second of so many processes at once."""
     start = time.monotonic() + 0.2
     pipes = [CONTEXT.Pipe() for _ in range(processes)]
-    running = [
-        CONTEXT.Process(target=allocate, args=(mem, start, number, sending)) for _, sending in pipes
-    ]
+    running = [CONTEXT.Process(target=allocate, args=(mem, start, number, sending)) for _, sending in pipes]
     for process in running:
         process.start()
     total: float = sum(receiving.recv() for receiving, _ in pipes)

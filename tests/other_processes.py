@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 from pageframe import PhysicalMemory
 
@@ -111,8 +112,14 @@ class ArenaFile:
     """The file of an arena, read and written behind the back of its clients."""
 
     COUNT, GENERATION, TYPE, LIST, STORAGE = (0, "Q"), (8, "Q"), (16, "I"), (20, "I"), 24
-    LANE = {"kept": (0, "Q"), "hint": (8, "Q"), "chunk": (16, "I"), "free": (20, "i"), "op": (24, "Q")}
-    TICKET = {
+    LANE: ClassVar = {
+        "kept": (0, "Q"),
+        "hint": (8, "Q"),
+        "chunk": (16, "I"),
+        "free": (20, "i"),
+        "op": (24, "Q"),
+    }
+    TICKET: ClassVar = {
         "word": (0, "Q"),
         "first": (8, "Q"),
         "count": (16, "Q"),

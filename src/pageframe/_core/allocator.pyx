@@ -153,7 +153,7 @@ cdef bint lane_reserve(pf_arena *a, pf_lane *lane, uint64_t chunk) noexcept nogi
     pf_step(PF_S_chunk_lane)
     if not pf_cas_acquire_u32(&a.chunks[chunk].lane, 0, lane_id(a, lane)):
         return False
-    if lane.chunk:
+    if lane.chunk - 1 < a.chunk_count:
         c = &a.chunks[lane.chunk - 1]
         pf_add_relaxed_i32(&c.free, lane.free)
         pf_store_relaxed_u32(&c.lane, 0)
@@ -181,7 +181,7 @@ cdef int64_t claim_searching(pf_arena *a, pf_lane *lane) noexcept nogil:
     cdef int64_t frame
     cdef int tries = 0
     if lane != NULL:
-        if lane.chunk:
+        if lane.chunk - 1 < a.chunk_count:      # not 0, and not damaged
             # Frames of this chunk that other lanes have given back count from now on.
             start = lane.chunk - 1
             pf_store_relaxed_i32(
@@ -412,7 +412,7 @@ cdef int64_t claim_run(pf_arena *a, uint64_t count, uint64_t align) noexcept nog
 cdef int64_t search_run(pf_arena *a, uint64_t count, uint64_t align) noexcept nogil:
     cdef pf_lane *lane = my_lane(a)
     cdef uint64_t start, taken, done
-    if lane != NULL and lane.hint % align == 0 and lane.hint + count <= a.frames:
+    if lane != NULL and lane.hint < a.frames and lane.hint % align == 0 and lane.hint + count <= a.frames:
         # What was given back last, if it fits again: it is warm.
         start = lane.hint
         if next_bit(a, start, start + count, True) == start + count:

@@ -33,7 +33,7 @@ from pageframe._core.slot cimport (
     PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_load_acquire_u64,
     pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot, pf_slot_count, pf_slot_retire,
     pf_store_release_u32)
-from pageframe._core.ticket cimport TICKET_FREE, state_of, ticket_frame
+from pageframe._core.ticket cimport TICKET_FREE, state_of, ticket_frame, ticket_held
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ cdef int count_holders(Arena mem, uint32_t *expected, uint8_t *kept) except -1:
         if state_of(pf_load_acquire_u64(&ticket.word)) == TICKET_FREE:
             continue
         tickets += 1
-        for k in range(min(ticket.done, ticket.listed + ticket.count)):
+        for k in range(ticket_held(&mem.a, ticket)):
             held = ticket_frame(&mem.a, ticket, k)
             if held >= 0:
                 expected[held] += 1
@@ -292,7 +292,7 @@ cdef list holders(Arena mem, uint64_t frame):
         ticket = &mem.a.tickets[i]
         if state_of(pf_load_acquire_u64(&ticket.word)) == TICKET_FREE:
             continue
-        for k in range(min(ticket.done, ticket.listed + ticket.count)):
+        for k in range(ticket_held(&mem.a, ticket)):
             if ticket_frame(&mem.a, ticket, k) == <int64_t>frame:
                 key = ticket.pid, ticket.started / 1e9
                 tickets[key] = tickets.get(key, 0) + 1

@@ -24,7 +24,7 @@ import fcntl
 import os
 import stat
 import struct
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -172,6 +172,8 @@ def check_geometry(header: Header, where: str) -> None:
     for name, size in least.items():
         offset, given = header.tables[name]
         sound = sound and offset % 4096 == 0 and size <= given and offset + given <= header.size
+    ranges = sorted((offset, offset + size) for offset, size in header.tables.values() if size)
+    sound = sound and all(stop <= start for (_, stop), (start, _) in pairwise(ranges))
     if not sound:
         raise ArenaDamagedError(f"{where} is damaged: the sizes in its header contradict each other")
 
@@ -305,6 +307,10 @@ def open_file(path: Path) -> int:
         ) from None
     except IsADirectoryError:
         raise ArenaForeignError(f"{path} is a directory: no arena") from None
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise ArenaForeignError(f"{path} is no regular file: no arena") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise ArenaForeignError(f"{path} is no regular file: no arena")
@@ -391,6 +397,7 @@ def sweep_file(path: Path) -> bool:
     except (OSError, BadArenaError):
         return False
     try:
+        check_owner(fd, str(path))
         header = read_header(fd, str(path))
         if not header.flags & UNLINK_ON_LAST or not lock(fd, MEMBERSHIP, wait=False):
             return False
@@ -398,7 +405,7 @@ def sweep_file(path: Path) -> bool:
             return False
         os.pwrite(fd, b"\1\0\0\0", GONE)
         return remove_name(fd, path)
-    except BadArenaError:
+    except (ArenaPermissionError, BadArenaError):
         return False  # not ours to remove
     finally:
         os.close(fd)

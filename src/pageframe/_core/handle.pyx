@@ -187,11 +187,14 @@ cdef int claim_exactly(Arena mem, uint64_t first, uint64_t count) except -1:
 cdef void end_life(Arena mem, pf_slot *slot, bint tell) noexcept:
     """Tear down a frame whose slot is busy and ours; tell the user's allocator of it."""
     cdef uint64_t frame = pf_frame_of(&mem.a, slot)
+    cdef uint32_t epoch = mem.a.epoch
     if pf_type_flags(&mem.a, slot) & PF_ON_DROP:
         if not knows_on_drop(mem, slot):
             orphan(&mem.a, &mem.a.ledger[frame], slot)
             return
         run_on_drop(mem, slot)
+        if mem.a.epoch != epoch:
+            return      # it has forked, and this is the child: the parent ends the frame
     pf_slot_retire(slot)
     if mem.user_allocator is None:
         give_back(&mem.a, frame)

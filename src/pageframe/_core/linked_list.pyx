@@ -109,9 +109,20 @@ cdef class LinkedList(Holder):
             return 0
         return frame
 
+    cdef uint32_t neighbour(self, uint32_t frame, uint32_t other) noexcept:
+        """What a frame's link names: 0 unless it is of the same list, since others can damage links."""
+        cdef uint32_t list_id
+        if other >= self.mem.a.frames:
+            return 0
+        list_id = pf_load_relaxed_u32(&pf_slot_at(&self.mem.a, frame).list_id)
+        if list_id == 0 or pf_load_relaxed_u32(&pf_slot_at(&self.mem.a, other).list_id) != list_id:
+            return 0
+        return other
+
     cdef void insert(self, uint32_t frame, uint32_t before) noexcept:
         """Link a frame in before another one, or at the back (before 0)."""
-        cdef uint32_t prev = links(&self.mem.a, before).prev if before else self.back
+        cdef uint32_t prev = (
+            self.neighbour(before, links(&self.mem.a, before).prev) if before else self.back)
         links(&self.mem.a, frame).prev = prev
         links(&self.mem.a, frame).next = before
         if prev:
@@ -126,14 +137,16 @@ cdef class LinkedList(Holder):
     cdef void remove(self, uint32_t frame) noexcept:
         """Unlink a frame."""
         cdef pf_link *link = links(&self.mem.a, frame)
-        if link.prev:
-            links(&self.mem.a, link.prev).next = link.next
+        cdef uint32_t prev = self.neighbour(frame, link.prev)
+        cdef uint32_t next = self.neighbour(frame, link.next)
+        if prev:
+            links(&self.mem.a, prev).next = next
         else:
-            self.front = link.next
-        if link.next:
-            links(&self.mem.a, link.next).prev = link.prev
+            self.front = next
+        if next:
+            links(&self.mem.a, next).prev = prev
         else:
-            self.back = link.prev
+            self.back = prev
         link.prev = link.next = 0
 
     cdef pf_slot *take(self, uint32_t frame) noexcept:
@@ -225,7 +238,8 @@ cdef class LinkedList(Holder):
 
     def __iter__(self):
         cdef Cursor cursor = self.cursor_front()
-        while True:
+        cdef uint64_t _i
+        for _i in range(self.mem.a.frames):
             paddr = cursor.paddr
             if paddr is None:
                 return
@@ -309,14 +323,16 @@ cdef class Cursor:
         """Move towards the back; from the last frame to the ghost, from there to the front."""
         with cython.critical_section(self.list):
             self.check()
-            self.at = links(&self.list.mem.a, self.at).next if self.at else self.list.front
+            self.at = (self.list.neighbour(self.at, links(&self.list.mem.a, self.at).next)
+                       if self.at else self.list.front)
 
     @cython.always_allow_keywords(False)
     def move_prev(self):
         """Move towards the front; from the first frame to the ghost, from there to the back."""
         with cython.critical_section(self.list):
             self.check()
-            self.at = links(&self.list.mem.a, self.at).prev if self.at else self.list.back
+            self.at = (self.list.neighbour(self.at, links(&self.list.mem.a, self.at).prev)
+                       if self.at else self.list.back)
 
     @property
     def current_meta(self):
@@ -340,7 +356,7 @@ cdef class Cursor:
             frame = self.at
             if not frame:
                 return None
-            self.at = links(&self.list.mem.a, frame).next
+            self.at = self.list.neighbour(frame, links(&self.list.mem.a, frame).next)
             return make_unique(self.list.mem, self.list.take(frame))
 
     def insert_before(self, UniqueFrame frame not None):

@@ -37,7 +37,7 @@ from pageframe._core.client cimport (
 from pageframe._core.client import shared_arenas
 from pageframe._core.early import EarlyAllocator, cover, parse_size
 from pageframe._core.errors import (
-    ArenaExistsError, ArenaInUseError, ArenaNameError, ArenaNotFoundError, BadArenaError, ClientsFullError,
+    ArenaExistsError, ArenaInUseError, ArenaNameError, ArenaNotFoundError, ArenaPermissionError, BadArenaError, ClientsFullError,
     NotAlignedError, OutOfFramesError)
 from pageframe._core.frame cimport UFrame, make_frame
 from pageframe._core.handle cimport (
@@ -171,7 +171,8 @@ cdef void count_frames(const pf_arena *a, census *c) noexcept nogil:
         count = pf_slot_count(slot)
         if count == PF_UNUSED or count == PF_BUSY or count == PF_ORPHAN:
             continue
-        c.by_type[slot.type_id] += 1
+        if slot.type_id <= TYPE_CAPACITY:       # else it is damaged
+            c.by_type[slot.type_id] += 1
         c.raw += pf_load_relaxed_u32(&a.raw[frame])
         if count == PF_UNIQUE:
             c.unique += 1
@@ -1043,6 +1044,8 @@ cdef class PhysicalMemory(Arena):
             raise ArenaInUseError(
                 f"the arena can't be closed: this process holds {frames} frames by {references} "
                 f"references, and {views} arrays over its tables live")
+        if not self.reaping.acquire(False):
+            raise ArenaInUseError("the arena can't be closed: a thread of this process is reaping in it")
         self.leave()
         self.release_memory()
         self.drop_file()
@@ -1125,11 +1128,12 @@ cdef object attach_file(object cls, int fd, object where):
 cdef object arena_info(int fd, object where):
     """What is to be known of the arena in an open file, which is closed; None if it is none."""
     try:
+        backing.check_owner(fd, str(where))
         header = backing.read_header(fd, str(where))
         return ArenaInfo(
             name=None if where is None else backing.name_of(where), path=where, id=header.id.hex(),
             size=header.size, page_size=header.page_size, clients=backing.count_clients(fd, header))
-    except BadArenaError:
+    except (ArenaPermissionError, BadArenaError):
         return None
     finally:
         os.close(fd)

@@ -38,7 +38,7 @@ from pageframe._core.memory import PhysicalMemory
 from pageframe._core.meta cimport TYPE_TICKET_PAGE, know_types
 from pageframe._core.segment cimport Segment, USegment, make_segment
 from pageframe._core.segment cimport give_up as give_up_run
-from pageframe._core.ticket cimport issue, redeem, serial_of
+from pageframe._core.ticket cimport issue, list_pages, redeem, serial_of
 from pageframe._core.vector cimport FrameVec, empty_vec
 
 cdef enum:
@@ -140,7 +140,7 @@ def reduce_vector(FrameVec vec not None):
     cdef int64_t ticket
     vec.check()
     check_shared(mem, vec)
-    pages = ((vec.count * sizeof(uint32_t) - 1) >> mem.a.page_shift) + 1
+    pages = list_pages(&mem.a, vec.count)
     first = obtain_run(mem, pages, 1)
     # First their lives: without a type, pages that a kill leaves here would pass for zero.
     for i in range(pages):

@@ -748,12 +748,15 @@ cdef int register_builtin(Arena mem) except -1:
 
 
 cdef object class_of(Arena mem, const pf_slot *slot):
-    """The class of a frame's metadata; None if it never had any, or the arena was closed."""
+    """The class of the metadata of a frame that is, or was, in use."""
     cdef uint32_t type_id = slot.type_id
     if type_id >= mem.a.types_known:
         know_types(mem)
         if type_id >= mem.a.types_known:
             raise ArenaDamagedError(f"a slot has type {type_id}, the arena has {mem.a.types_known - 1}")
+    if type_id == 0:
+        mem.check_open()    # the slots of a closed arena are all zero
+        raise ArenaDamagedError(f"a slot has type 0, the arena has {mem.a.types_known - 1}")
     if mem.a.type_info[type_id].flags & PF_OPAQUE:
         use_defined(mem, type_id)
     return mem.classes[type_id]

@@ -32,6 +32,7 @@ from pageframe._core.arena cimport (
     pf_slot_at, pf_type_flags)
 from pageframe._core.client cimport (
     client_info, client_offset, free_place, ledger_walk, lock_place, next_held, walk_ledger)
+from pageframe._core.errors import PageFrameError
 from pageframe._core.handle cimport end_life, knows_on_drop, orphan
 from pageframe._core.ledger cimport (
     PF_OP_CLAIM, PF_OP_FREE, PF_OP_LESS, PF_OP_MORE, PF_OP_NONE, PF_S_adopt_count,
@@ -86,7 +87,8 @@ cdef object reap(Arena mem):
     cdef int64_t client
     cdef uint64_t adopted
     memset(&found, 0, sizeof(found))
-    if not mem.reaping.acquire(False):
+    reaping = mem.reaping       # a child has one of its own
+    if not reaping.acquire(False):
         return ReapReport()     # another thread of this process is at it
     clients = []
     try:
@@ -105,7 +107,7 @@ cdef object reap(Arena mem):
         tickets = expire_tickets(mem)
         adopted = adopt_orphans(mem)
     finally:
-        mem.reaping.release()
+        reaping.release()
     return ReapReport(
         clients=tuple(clients), frames=found.frames, references=found.references, tickets=tickets,
         orphans=found.orphans, adopted=adopted, in_doubt=found.in_doubt,
@@ -234,9 +236,12 @@ cdef outcome end_frame(pf_arena *a, pf_slot *slot, reaped *found) noexcept nogil
 cdef int drop_frame(Arena mem, uint32_t *ledger, uint64_t frame, reaped *found) except -1:
     """Run the on_drop of a busy frame and end it; or leave it to a process that can."""
     cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
+    cdef uint32_t epoch = mem.a.epoch
     slot.list_id = 0
     if knows_on_drop(mem, slot):
         run_on_drop(mem, slot)
+        if mem.a.epoch != epoch:
+            raise PageFrameError("this process was forked by an on_drop: its parent goes on reaping")
         end_frame(&mem.a, slot, found)
         give_back_owned(&mem.a, ledger, frame >> 6, 1ull << (frame & 63))
     else:

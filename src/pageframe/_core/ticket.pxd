@@ -25,3 +25,5 @@ cdef bint redeem(Arena mem, uint64_t index, uint64_t serial, uint64_t first, uin
 cdef int settle_tickets(Arena mem, uint32_t client) except -1
 cdef uint64_t expire_tickets(Arena mem) except? 0
 cdef int64_t ticket_frame(const pf_arena *a, const pf_ticket *ticket, uint64_t i) noexcept nogil
+cdef uint64_t ticket_held(const pf_arena *a, const pf_ticket *ticket) noexcept nogil
+cdef uint64_t list_pages(const pf_arena *a, uint64_t count) noexcept nogil

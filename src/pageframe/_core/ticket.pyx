@@ -77,6 +77,16 @@ cdef int64_t ticket_frame(const pf_arena *a, const pf_ticket *ticket, uint64_t i
     return frame if frame < a.frames else -1
 
 
+cdef uint64_t list_pages(const pf_arena *a, uint64_t count) noexcept nogil:
+    """How many frames it takes to list so many frames."""
+    return ((count * sizeof(uint32_t) - 1) >> a.page_shift) + 1
+
+
+cdef uint64_t ticket_held(const pf_arena *a, const pf_ticket *ticket) noexcept nogil:
+    """How many frames a ticket holds: no more than it can, if what it says can't be true."""
+    return min(ticket.done, min(<uint64_t>ticket.listed, a.frames) + min(ticket.count, a.frames))
+
+
 cdef pf_ticket *take_free(Arena mem, uint64_t serial) noexcept nogil:
     """Take a free ticket to be filled; NULL if there is none."""
     cdef uint64_t i, word
@@ -142,22 +152,26 @@ cdef bint redeem(
     are written to frames.
     """
     cdef pf_ticket *ticket = &mem.a.tickets[index]
+    cdef uint64_t listed = 0 if frames == NULL else list_pages(&mem.a, count)
     cdef uint64_t i
     cdef int64_t frame
     if pf_load_acquire_u64(&ticket.word) != word_of(serial, 0, TICKET_LIVE):
         return False
-    if (ticket.count != count or (frames != NULL) != (ticket.listed != 0)
+    if (ticket.count != count or ticket.listed != listed or ticket.done != listed + count
             or (frames == NULL and ticket.first != first)):
-        raise ArenaDamagedError("this pickle does not fit the arena's ticket")
+        raise ArenaDamagedError(
+            f"this pickle of {count} frames does not fit ticket {index} of the arena, which has "
+            f"{ticket.count}")
     pf_step(PF_S_redeem_take)
     if not pf_cas_acq_rel_u64(
             &ticket.word, word_of(serial, 0, TICKET_LIVE),
             word_of(serial, mem.a.client + 1, TICKET_REDEEMING)):
         return False
-    for i in range(ticket.done, ticket.listed, -1):
+    for i in range(listed + count, listed, -1):
         frame = ticket_frame(&mem.a, ticket, i - 1)
         if frame < 0 or pf_load_relaxed_u32(&mem.a.ledger[frame]) >= PF_LEDGER_MAX:
             pf_op_end(&mem.a, my_lane(&mem.a))
+            release(mem, ticket)
             raise ArenaDamagedError(f"ticket {index} of the arena holds what it can't")
         pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_MORE, frame)
         pf_step(PF_S_redeem_done)
@@ -165,7 +179,7 @@ cdef bint redeem(
         pf_step(PF_S_redeem_ledger)
         pf_add_release_u32(&mem.a.ledger[frame], 1)
         if frames != NULL:
-            frames[i - 1 - ticket.listed] = frame
+            frames[i - 1 - listed] = frame
     pf_op_end(&mem.a, my_lane(&mem.a))
     release(mem, ticket)
     return True
@@ -175,7 +189,7 @@ cdef int release(Arena mem, pf_ticket *ticket) except -1:
     """Give up what a ticket of ours still holds, and free it."""
     cdef uint64_t i
     cdef int64_t frame
-    for i in range(ticket.done, 0, -1):
+    for i in range(ticket_held(&mem.a, ticket), 0, -1):
         frame = ticket_frame(&mem.a, ticket, i - 1)
         if frame >= 0:
             pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_LESS, frame)
