@@ -37,8 +37,8 @@ from pageframe._core.client cimport (
 from pageframe._core.client import shared_arenas
 from pageframe._core.early import EarlyAllocator, cover, parse_size
 from pageframe._core.errors import (
-    ArenaExistsError, ArenaInUseError, ArenaNameError, ArenaNotFoundError, ArenaPermissionError, BadArenaError, ClientsFullError,
-    NotAlignedError, OutOfFramesError)
+    ArenaExistsError, ArenaInUseError, ArenaNameError, ArenaNotFoundError, ArenaPermissionError,
+    BadArenaError, ClientsFullError, NotAlignedError, OutOfFramesError)
 from pageframe._core.frame cimport UFrame, make_frame
 from pageframe._core.handle cimport (
     Handle, MetaSource, begin_life, get, held, meta_source, obtain_one, put, raw_add, zero_used)

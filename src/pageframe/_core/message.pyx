@@ -171,7 +171,6 @@ def reduce_array(np.ndarray array not None):
     find_extent(array, segment, &found)
     dtype = array.dtype
     name = name_of(dtype)
-    shape = array.shape
     shown.offset = found.offset
     shown.ndim = ndim = np.PyArray_NDIM(array)
     shown.strided = not found.contiguous
