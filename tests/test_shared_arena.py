@@ -236,7 +236,7 @@ def test_every_shape_of_an_arena_is_found_again_by_who_attaches(name, options):
     with PhysicalMemory.create(16 * MIB, name, **{"clients": 2} | options) as mem:
         page_size, slot_size = mem.page_size, mem.slot_size
         if options.get("clients") == 1:
-            with pytest.raises(ClientsFullError, match="^1 processes are attached"):
+            with pytest.raises(ClientsFullError, match=r"^1 processes are attached"):
                 PhysicalMemory.attach(name)
             return
         with PhysicalMemory.attach(name) as other:
