@@ -205,7 +205,10 @@ typedef struct pf_arena {
     uint32_t *raw;         /* raw references of this process, by frame */
     uint32_t types_known;  /* type numbers below this are in type_info */
     pf_type_info type_info[PF_TYPE_LIMIT];
-    /* Of a shared arena only. */
+    /* Of a shared arena only.  What the header says is believed once, when it is checked. */
+    uint32_t client_capacity;
+    uint32_t ticket_capacity;
+    uint64_t area_size;
     uint32_t *ledger;      /* references of this client, by frame; NULL: the arena is private */
     unsigned char *areas;
     pf_client *clients;
@@ -217,7 +220,7 @@ typedef struct pf_arena {
 
 /* Private arenas are their own only client. */
 static inline uint32_t pf_client_count(const pf_arena *a) {
-    return a->clients ? a->header->client_capacity : 1;
+    return a->clients ? a->client_capacity : 1;
 }
 
 static inline int pf_client_used(const pf_arena *a, uint32_t client) {
@@ -225,11 +228,11 @@ static inline int pf_client_used(const pf_arena *a, uint32_t client) {
 }
 
 static inline pf_lane *pf_lanes_of(const pf_arena *a, uint32_t client) {
-    return a->clients ? (pf_lane *)(a->areas + client * a->header->area_size) : a->lanes;
+    return a->clients ? (pf_lane *)(a->areas + client * a->area_size) : a->lanes;
 }
 
 static inline uint32_t *pf_ledger_of(const pf_arena *a, uint32_t client) {
-    return (uint32_t *)(a->areas + client * a->header->area_size + PF_LANES_SIZE);
+    return (uint32_t *)(a->areas + client * a->area_size + PF_LANES_SIZE);
 }
 
 static inline pf_slot *pf_slot_at(const pf_arena *a, uint64_t frame) {

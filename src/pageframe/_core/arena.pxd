@@ -127,6 +127,9 @@ cdef extern from "arena.h" nogil:
         uint32_t *raw
         uint32_t types_known
         pf_type_info type_info[128]
+        uint32_t client_capacity
+        uint32_t ticket_capacity
+        uint64_t area_size
         uint32_t *ledger
         unsigned char *areas
         pf_client *clients
@@ -174,6 +177,7 @@ cdef class Arena:
     cdef int fd             # holds the lock of this client; -1: the arena is private
     cdef uint64_t span      # bytes of the file
     cdef object path        # of its name; None: it has none
+    cdef int registering    # how deep this process is in registering types
     cdef object reaping     # lock of the threads of this process that reap
     cdef int child_fd       # while this process forks: holds the lock of the child's client
     cdef int64_t child      # its number

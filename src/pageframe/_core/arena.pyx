@@ -202,7 +202,10 @@ cdef class Arena:
         a.bits = <uint64_t *>(a.base + header.tables[PF_TABLE_BITS].offset)
         a.chunks = <pf_chunk *>(a.base + header.tables[PF_TABLE_CHUNKS].offset)
         a.slots = a.base + header.tables[PF_TABLE_SLOTS].offset
-        if header.client_capacity:
+        a.client_capacity = header.client_capacity
+        a.ticket_capacity = header.ticket_capacity
+        a.area_size = header.area_size
+        if a.client_capacity:
             a.clients = <pf_client *>(a.base + header.tables[PF_TABLE_CLIENTS].offset)
             a.tickets = <pf_ticket *>(a.base + header.tables[PF_TABLE_TICKETS].offset)
             a.areas = a.base + header.tables[PF_TABLE_AREAS].offset

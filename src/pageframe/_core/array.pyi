@@ -9,7 +9,8 @@ S = TypeVar("S", bound=tuple[int, ...], covariant=True)
 D = TypeVar("D", bound=np.dtype[Any], covariant=True)
 
 @final
-class FrameBytes: ...
+class FrameBytes:
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 class FrameArray(np.ndarray[S, D]):
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any: ...

@@ -179,7 +179,7 @@ cdef int count_holders(Arena mem, uint32_t *expected, uint8_t *kept) except -1:
             frame = pf_load_relaxed_u64(&pf_lanes_of(&mem.a, client)[i].kept) - 1
             if frame < mem.a.frames:
                 kept[frame] = 1
-    for i in range(mem.a.header.ticket_capacity):
+    for i in range(mem.a.ticket_capacity):
         ticket = &mem.a.tickets[i]
         if state_of(pf_load_acquire_u64(&ticket.word)) == TICKET_FREE:
             continue
@@ -288,7 +288,7 @@ cdef list holders(Arena mem, uint64_t frame):
             info = client_info(mem, client)
             references = pf_load_relaxed_u32(&pf_ledger_of(&mem.a, client)[frame])
             handles[info.pid, info.started] = info, references
-    for i in range(mem.a.header.ticket_capacity):
+    for i in range(mem.a.ticket_capacity):
         ticket = &mem.a.tickets[i]
         if state_of(pf_load_acquire_u64(&ticket.word)) == TICKET_FREE:
             continue

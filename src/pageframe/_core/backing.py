@@ -298,7 +298,9 @@ def open_file(path: Path) -> int:
         If it is no regular file.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        # Who may write to /dev/shm could put a link there to any file of ours.
+        follow = 0 if path.parent != SHM else os.O_NOFOLLOW
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | follow)
     except FileNotFoundError:
         raise ArenaNotFoundError(errno.ENOENT, "there is no such arena", str(path)) from None
     except PermissionError as error:
@@ -308,7 +310,7 @@ def open_file(path: Path) -> int:
     except IsADirectoryError:
         raise ArenaForeignError(f"{path} is a directory: no arena") from None
     except OSError as error:
-        if error.errno != errno.ENXIO:
+        if error.errno not in (errno.ENXIO, errno.ELOOP):
             raise
         raise ArenaForeignError(f"{path} is no regular file: no arena") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):

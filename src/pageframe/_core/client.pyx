@@ -32,8 +32,8 @@ from libc.string cimport memcpy, memset
 from pageframe._core import backing
 from pageframe._core.allocator cimport my_lane
 from pageframe._core.arena cimport (
-    PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES_SIZE, PF_RESERVED_MEMORY, PF_TABLE_AREAS,
-    PF_TABLE_CLIENTS, Arena, pf_client, pf_ledger_of, pf_lanes_of, pf_slot_at)
+    PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES_SIZE, PF_RESERVED_MEMORY, Arena, pf_client, pf_ledger_of,
+    pf_lanes_of, pf_slot_at)
 from pageframe._core.errors import ClientsFullError
 from pageframe._core.ledger cimport (
     PF_OP_MORE, PF_S_fork_count, PF_S_fork_ledger, PF_S_join_describe, PF_S_join_state, PF_S_leave_area,
@@ -79,8 +79,8 @@ cdef ledger_walk walk_ledger(Arena mem, uint32_t client) noexcept:
     walk.ledger = pf_ledger_of(&mem.a, client)
     walk.frame = walk.stop = 0
     walk.frames = mem.a.frames
-    walk.offset = (mem.a.header.tables[PF_TABLE_AREAS].offset
-                   + client * mem.a.header.area_size + PF_LANES_SIZE)
+    walk.offset = (mem.a.size
+                   + client * mem.a.area_size + PF_LANES_SIZE)
     walk.fd = mem.fd
     return walk
 
@@ -103,7 +103,7 @@ cdef bint next_extent(ledger_walk *walk) noexcept nogil:
 
 cdef uint64_t client_offset(Arena mem, uint32_t client) noexcept:
     """Where the record of a client lies in the file: the byte that it locks."""
-    return mem.a.header.tables[PF_TABLE_CLIENTS].offset + client * sizeof(pf_client)
+    return <uint64_t>(<unsigned char *>mem.a.clients - mem.a.base) + client * sizeof(pf_client)
 
 
 cdef object client_info(Arena mem, uint32_t client):
@@ -115,7 +115,7 @@ cdef object client_info(Arena mem, uint32_t client):
 cdef int64_t lock_place(Arena mem, int fd, uint32_t state) except -2:
     """Lock a place of a state that nobody has locked; -1 if there is none."""
     cdef uint32_t client
-    for client in range(mem.a.header.client_capacity):
+    for client in range(mem.a.client_capacity):
         if pf_load_relaxed_u32(&mem.a.clients[client].state) != state or client == mem.a.client:
             continue
         if not backing.lock(fd, client_offset(mem, client), False):
@@ -128,10 +128,10 @@ cdef int64_t lock_place(Arena mem, int fd, uint32_t state) except -2:
 
 cdef int use_place(Arena mem, int fd, uint32_t client) except -1:
     """Make a free place that is locked a client's, of this process for the time being."""
-    cdef uint64_t size = mem.a.header.area_size
+    cdef uint64_t size = mem.a.area_size
     if mem.a.header.flags & PF_RESERVED_MEMORY:
         backing.reserve(
-            fd, mem.a.header.tables[PF_TABLE_AREAS].offset + client * size, size,
+            fd, mem.a.size + client * size, size,
             str(mem.path))
     pf_step(PF_S_join_describe)
     describe(mem, client)
@@ -145,7 +145,7 @@ cdef int free_place(Arena mem, uint32_t client) except -1:
     cdef void *area = pf_lanes_of(&mem.a, client)
     pf_step(PF_S_leave_area)
     memset(area, 0, PF_LANES_SIZE)
-    madvise(area, mem.a.header.area_size, MADV_REMOVE)
+    madvise(area, mem.a.area_size, MADV_REMOVE)
     pf_step(PF_S_leave_state)
     pf_store_release_u32(&mem.a.clients[client].state, PF_CLIENT_FREE)
     return 0
@@ -218,7 +218,7 @@ cdef int give_child(Arena mem) except -1:
             child = lock_place(mem, fd, PF_CLIENT_FREE)
         if child < 0:
             raise ClientsFullError(
-                f"the arena has {mem.a.header.client_capacity} clients, the maximum: a forked child "
+                f"the arena has {mem.a.client_capacity} clients, the maximum: a forked child "
                 "can't use it")
         use_place(mem, fd, child)
         ledger = pf_ledger_of(&mem.a, child)
@@ -248,7 +248,7 @@ cdef int be_child(Arena mem) except -1:
     mem.fd = mem.child_fd
     mem.child_fd = -1
     mem.a.epoch += 1
-    mem.working = 0
+    mem.working = mem.registering = 0
     mem.list_ids.clear()    # the parent may give them to lists of its own
     if mem.fd < 0:
         if mem.a.open:

@@ -441,19 +441,25 @@ cdef class PhysicalMemory(Arena):
     def unlink(name=None, *, path=None):
         """Remove the name of an arena; its clients go on, and no more can attach.
 
+        What lies under a name may be damaged; a file at a path must be an arena.
+
         Raises
         ------
         ArenaNotFoundError
             If there is none.
-        ArenaForeignError
-            If the file is no arena.
+        ArenaPermissionError
+            If it belongs to another user.
+        BadArenaError
+            If the file at a path is no sound arena.
         """
         where = place_of(name, path)
         if where is None:
             raise TypeError("unlink() needs the name or the path of an arena")
         fd = backing.open_file(where)
         try:
-            backing.read_header(fd, str(where))
+            backing.check_owner(fd, str(where))
+            if name is None:
+                backing.read_header(fd, str(where))
             backing.remove_name(fd, where)
         finally:
             os.close(fd)
@@ -476,7 +482,7 @@ cdef class PhysicalMemory(Arena):
         if not self.span:
             return ()
         return tuple([
-            client_info(self, i) for i in range(self.a.header.client_capacity)
+            client_info(self, i) for i in range(self.a.client_capacity)
             if pf_load_relaxed_u32(&self.a.clients[i].state)])
 
     @property
@@ -508,7 +514,7 @@ cdef class PhysicalMemory(Arena):
             place = lock_place(self, self.fd, 1)
             if place < 0:
                 raise ClientsFullError(
-                    f"{self.a.header.client_capacity} processes are attached to the arena, the maximum")
+                    f"{self.a.client_capacity} processes are attached to the arena, the maximum")
         become(self, place)
         self.a.open = True
         memset(&found, 0, sizeof(found))
@@ -534,7 +540,7 @@ cdef class PhysicalMemory(Arena):
         free_place(self, self.a.client)
         if (self.path is not None and self.a.header.flags & PF_UNLINK_ON_LAST
                 and not backing.locked(self.fd, client_offset(self, 0),
-                                       self.a.header.client_capacity * sizeof(pf_client))):
+                                       self.a.client_capacity * sizeof(pf_client))):
             pf_store_release_u32(&self.a.header.gone, 1)
             backing.remove_name(self.fd, self.path)
         self.a.leaving = False
@@ -1046,7 +1052,10 @@ cdef class PhysicalMemory(Arena):
                 f"references, and {views} arrays over its tables live")
         if not self.reaping.acquire(False):
             raise ArenaInUseError("the arena can't be closed: a thread of this process is reaping in it")
-        self.leave()
+        try:
+            self.leave()
+        finally:
+            self.reaping.release()
         self.release_memory()
         self.drop_file()
         return 0

@@ -316,7 +316,7 @@ cdef object handle_of(bytes message):
     mem = find_arena(m.arena)
     if mem is None:
         mem = load_arena(m.arena[:16], m.pid, message[sizeof(pf_message) + m.shown:])
-    if (m.kind not in (ONE, RUN, MANY) or m.ticket >= mem.a.header.ticket_capacity or m.count == 0
+    if (m.kind not in (ONE, RUN, MANY) or m.ticket >= mem.a.ticket_capacity or m.count == 0
             or <uint64_t>m.first + m.count > mem.a.frames or (m.kind == ONE and m.count != 1)):
         raise ArenaDamagedError("this pickle does not fit its arena")
     if m.kind == MANY:

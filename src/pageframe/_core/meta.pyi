@@ -1,12 +1,17 @@
 # This Source Code Form is subject to the terms of the Mozilla Public
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
+from threading import RLock
 from typing import Any, ClassVar, Self, SupportsIndex, final
 
 from typing_extensions import disjoint_base
 
 from pageframe._core.field_type import FieldType
 from pageframe._core.io import VmReader
+
+registering: RLock
+
+def forget_lock() -> None: ...
 
 @final
 class Field:

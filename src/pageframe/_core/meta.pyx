@@ -28,7 +28,9 @@ arena.
 
 import inspect
 import typing
+import os
 import weakref
+from threading import RLock
 
 cimport cython
 from cpython.ref cimport PyObject
@@ -37,7 +39,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from pageframe._core.arena cimport (
-    PF_ARENA, PF_LINKED, PF_ON_DROP, PF_OPAQUE, PF_REGISTERED, PF_TABLE_TYPES, PF_TYPE_NAME,
+    PF_ARENA, PF_LINKED, PF_ON_DROP, PF_OPAQUE, PF_REGISTERED, PF_TYPE_NAME,
     PF_UNTYPED, Arena, as_int, pf_bytes_at, pf_fnv1a, pf_frame_of, pf_type)
 from pageframe._core import backing
 from pageframe._core.errors import (
@@ -349,7 +351,16 @@ cdef MetaLayout make_layout(cls, dict declared):
     return layout
 
 
+def forget_lock():
+    """In a forked child: nobody there registers anything."""
+    global registering
+    registering = RLock()
+
+
+os.register_at_fork(after_in_child=forget_lock)
+
 cdef tuple taken_names = ()
+registering = RLock()
 cdef dict defined_types = {}    # (name, fingerprint) -> weak reference to the class defined last
 
 
@@ -638,12 +649,19 @@ cdef object register_type(Arena mem, object cls):
     if mem.fd < 0:
         type_id = register_layout(mem, layout, name)
     else:
-        offset = mem.a.header.tables[PF_TABLE_TYPES].offset
-        backing.lock(mem.fd, offset, True)
-        try:
-            type_id = register_layout(mem, layout, name)
-        finally:
-            backing.unlock(mem.fd, offset)
+        offset = <uint64_t>(<unsigned char *>mem.a.types - mem.a.base)
+        with registering:       # among the threads of this process, which share the file's lock
+            if mem.fd < 0:
+                mem.check_open()    # it was closed meanwhile
+            mem.registering += 1
+            try:
+                if mem.registering == 1:
+                    backing.lock(mem.fd, offset, True)
+                type_id = register_layout(mem, layout, name)
+            finally:
+                mem.registering -= 1
+                if mem.registering == 0 and mem.fd >= 0:
+                    backing.unlock(mem.fd, offset)
     set_class(mem, type_id, cls)
     return type_id
 
@@ -698,32 +716,39 @@ cdef int know_types(Arena mem) except -1:
     """Take over the types that other processes have registered."""
     cdef uint32_t count = pf_load_acquire_u32(&mem.a.header.type_count)
     cdef uint32_t type_id
+    cdef const pf_type *entry
     if count > mem.a.header.type_capacity:
         raise ArenaDamagedError(
             f"the arena says that it has {count} types, there is room for {mem.a.header.type_capacity}")
-    for type_id in range(mem.a.types_known, count + 1):
-        mem.classes.append(None)
+    while mem.a.types_known <= count:
+        type_id = mem.a.types_known
+        cls = defined_class(mem, type_id)
+        opaque = opaque_class(mem, type_id) if cls is None else None
+        if mem.a.types_known != type_id:
+            continue        # to make a class may let others run, who have come further
+        mem.classes.append(opaque)
         mem.a.types_known = type_id + 1
-        if not use_defined(mem, type_id):
-            use_opaque(mem, type_id)
+        if cls is not None:
+            set_class(mem, type_id, cls)
+        else:
+            entry = &mem.a.types[type_id - 1]
+            mem.a.type_info[type_id].size = min(entry.size, (1u << mem.a.slot_shift) - PF_SLOT_HEADER)
+            mem.a.type_info[type_id].flags = (
+                entry.flags & (PF_UNTYPED | PF_LINKED | PF_ON_DROP)) | PF_OPAQUE
     return 0
 
 
-cdef bint use_defined(Arena mem, uint32_t type_id) except -1:
-    """Use the class that this process has defined for a type; False if there is none."""
+cdef object defined_class(Arena mem, uint32_t type_id):
+    """The class that this process has defined for a type, if there is one."""
     cdef const pf_type *entry = &mem.a.types[type_id - 1]
     found = defined_types.get((entry_name(entry).decode(errors="replace"), entry.fingerprint))
     cls = found and found()
-    if cls is None or layout_of(cls).size != entry.size:
-        return False
-    set_class(mem, type_id, cls)
-    return True
+    return None if cls is None or layout_of(cls).size != entry.size else cls
 
 
-cdef int use_opaque(Arena mem, uint32_t type_id) except -1:
+cdef object opaque_class(Arena mem, uint32_t type_id):
     """Make a class without fields that stands for a type which this process has not defined."""
     cdef const pf_type *entry = &mem.a.types[type_id - 1]
-    cdef uint32_t room = (1u << mem.a.slot_shift) - PF_SLOT_HEADER
     name = entry_name(entry).decode(errors="replace")
     bases = [OpaqueMeta]
     if entry.flags & PF_LINKED:
@@ -731,11 +756,8 @@ cdef int use_opaque(Arena mem, uint32_t type_id) except -1:
     if entry.flags & PF_UNTYPED:
         bases.append(UntypedFrameMeta)
     module, _, qualname = name.rpartition(".")
-    mem.classes[type_id] = FrameMetaType(
+    return FrameMetaType(
         qualname or "Unnamed", tuple(bases), {"__module__": module, "__opaque__": True})
-    mem.a.type_info[type_id].size = min(entry.size, room)
-    mem.a.type_info[type_id].flags = (entry.flags & (PF_UNTYPED | PF_LINKED | PF_ON_DROP)) | PF_OPAQUE
-    return 0
 
 
 cdef int register_builtin(Arena mem) except -1:
@@ -758,7 +780,9 @@ cdef object class_of(Arena mem, const pf_slot *slot):
         mem.check_open()    # the slots of a closed arena are all zero
         raise ArenaDamagedError(f"a slot has type 0, the arena has {mem.a.types_known - 1}")
     if mem.a.type_info[type_id].flags & PF_OPAQUE:
-        use_defined(mem, type_id)
+        cls = defined_class(mem, type_id)
+        if cls is not None:
+            set_class(mem, type_id, cls)
     return mem.classes[type_id]
 
 

@@ -90,7 +90,7 @@ cdef uint64_t ticket_held(const pf_arena *a, const pf_ticket *ticket) noexcept n
 cdef pf_ticket *take_free(Arena mem, uint64_t serial) noexcept nogil:
     """Take a free ticket to be filled; NULL if there is none."""
     cdef uint64_t i, word
-    cdef uint32_t capacity = mem.a.header.ticket_capacity
+    cdef uint32_t capacity = mem.a.ticket_capacity
     cdef pf_ticket *ticket
     for i in range(capacity):
         ticket = &mem.a.tickets[(serial + i) % capacity]
@@ -118,7 +118,7 @@ cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) e
         ticket = take_free(mem, serial)
         if ticket == NULL:
             raise TicketsFullError(
-                f"{mem.a.header.ticket_capacity} messages are in transit, the maximum of this arena")
+                f"{mem.a.ticket_capacity} messages are in transit, the maximum of this arena")
     pf_step(PF_S_ticket_fill)
     ticket.first = first
     ticket.count = count
@@ -222,7 +222,7 @@ cdef int settle_tickets(Arena mem, uint32_t client) except -1:
     """Release the tickets that a dead client was working on."""
     cdef uint32_t i
     cdef uint64_t word
-    for i in range(mem.a.header.ticket_capacity):
+    for i in range(mem.a.ticket_capacity):
         word = pf_load_acquire_u64(&mem.a.tickets[i].word)
         if owner_of(word) == client + 1:
             release_as_owner(mem, &mem.a.tickets[i], word)
@@ -235,7 +235,7 @@ cdef uint64_t expire_tickets(Arena mem) except? 0:
     cdef uint64_t word
     cdef uint64_t expired = 0
     cdef uint64_t time = now()
-    for i in range(mem.a.header.ticket_capacity):
+    for i in range(mem.a.ticket_capacity):
         word = pf_load_acquire_u64(&mem.a.tickets[i].word)
         if state_of(word) == TICKET_LIVE and mem.a.tickets[i].expires <= time:
             expired += release_as_owner(mem, &mem.a.tickets[i], word)

@@ -18,7 +18,7 @@ from pageframe._core.arena cimport PF_ON_DROP, pf_slot_at, pf_type_flags
 from pageframe._core.frame cimport Frame, empty_frame
 from pageframe._core.handle cimport (
     MetaSource, Owner, begin_life, claim_exactly, end_life, export_bytes, meta_source, movable,
-    put_unique, raise_get, raw_add, raw_take, unexport_bytes)
+    put_unique, raise_get, raise_stayed, raw_add, raw_take, unexport_bytes)
 from pageframe._core.ledger cimport PF_S_repurpose_generation, pf_step
 from pageframe._core.meta cimport run_on_drop
 from pageframe._core.slot cimport (
@@ -126,6 +126,8 @@ cdef class UniqueFrame(Owner):
         pf_slot_make_busy(slot)
         if pf_type_flags(&self.mem.a, slot) & PF_ON_DROP:
             run_on_drop(self.mem, slot)
+            if self.epoch != self.mem.a.epoch:
+                raise_stayed(self)      # it has forked, and this is the child
         pf_step(PF_S_repurpose_generation)
         slot.generation += 1
         begin_life(slot, source.type_id, source.storage, source.size, PF_UNIQUE)
