@@ -113,12 +113,20 @@ cdef class Arena:
             uint64_t slot_size) except -1:
         """Map a file: the arena, and behind it the areas of its clients."""
         cdef uint64_t span = size + areas
+        cdef int mapped
         self.mapping_size = span + page_size
         self.mapping = map_memory(
             NULL, self.mapping_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1)
         self.set_geometry(size, page_size, slot_size)
-        map_memory(
-            self.a.base, span, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd)
+        # A mapping, inherited ones included, keeps its open file description, and with it the
+        # locks of that: so it is made through another one than that of the client's lock.
+        mapped = backing.open_again(fd)
+        try:
+            map_memory(
+                self.a.base, span, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
+                mapped)
+        finally:
+            close(mapped)
         self.span = span
         return 0
 
