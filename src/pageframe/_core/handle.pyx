@@ -259,6 +259,8 @@ cdef int get(Arena mem, uint64_t frame) except -1:
 
 cdef int hold_again(Arena mem, pf_slot *slot) except -1:
     """Take one more reference to a frame that is held already."""
+    if not mem.a.open:
+        mem.check_open()
     if pf_ref_inc(&mem.a, slot) != PF_OK:
         raise_get(mem, pf_frame_of(&mem.a, slot), PF_E_OVERFLOW)
     return 0

@@ -102,8 +102,10 @@ cdef void give_up(Arena mem, uint64_t first, uint64_t count) noexcept:
 
 cdef int hold_range(Arena mem, uint64_t first, uint64_t count) except -1:
     """Take one more reference to each frame of a run that is held already."""
+    cdef uint64_t done
+    mem.check_open()
     # The lock of the interpreter stays held: who holds the run must not drop it meanwhile.
-    cdef uint64_t done = inc_range(&mem.a, first, count)
+    done = inc_range(&mem.a, first, count)
     if done < count:
         if done:
             give_up(mem, first, done)
@@ -520,6 +522,7 @@ cdef class USegment(Segment):
     @cython.critical_section
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         self.check()
+        self.mem.check_open()
         fill_buffer(
             buffer, self, pf_bytes_at(&self.mem.a, self.first),
             self.count << self.mem.a.page_shift, False, flags)

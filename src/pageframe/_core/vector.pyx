@@ -94,8 +94,10 @@ cdef void give_up(Arena mem, const uint64_t *frames, Py_ssize_t count) noexcept:
 
 cdef int hold_all(Arena mem, const uint64_t *frames, Py_ssize_t count) except -1:
     """Take one more reference to each frame, all of which are held already."""
+    cdef Py_ssize_t done
+    mem.check_open()
     # The lock of the interpreter stays held: who holds the frames must not drop them meanwhile.
-    cdef Py_ssize_t done = inc_all(&mem.a, frames, count)
+    done = inc_all(&mem.a, frames, count)
     if done < count:
         give_up(mem, frames, done)
         raise_get(mem, frames[done], PF_E_OVERFLOW)
