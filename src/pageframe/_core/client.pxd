@@ -16,7 +16,7 @@ cdef struct ledger_walk:
     int64_t offset      # of the ledger in the file
     int fd
 
-cdef ledger_walk walk_ledger(Arena mem, uint32_t client) noexcept
+cdef ledger_walk walk_ledger(Arena mem, uint32_t client) noexcept nogil
 cdef bint next_extent(ledger_walk *walk) noexcept nogil
 cdef uint64_t client_offset(Arena mem, uint32_t client) noexcept
 cdef object client_info(Arena mem, uint32_t client)

@@ -13,7 +13,7 @@ The area of a client holds its lanes and its ledger.  It is sparse: pages that w
 never written take no memory, and walking over a ledger skips them.
 
 Fork.  Before the fork the parent takes a place for the child, locks it through a
-file description of its own, and gives it a reference for each of its own.  Then the
+file description of its own, and within fork() gives it a reference for each of its own.  Then the
 child, whatever happens to either, holds what the parent held: it needs only to let
 go of the parent's file description and to use its own place.  Frames that are UNIQUE
 have one owner and stay with the parent.
@@ -73,7 +73,7 @@ class ClientInfo:
 
 # -- ledgers -----------------------------------------------------------------------------------
 
-cdef ledger_walk walk_ledger(Arena mem, uint32_t client) noexcept:
+cdef ledger_walk walk_ledger(Arena mem, uint32_t client) noexcept nogil:
     """Begin to walk over the frames that a client holds."""
     cdef ledger_walk walk
     walk.ledger = pf_ledger_of(&mem.a, client)
@@ -199,17 +199,26 @@ cdef int become(Arena mem, uint32_t client) except -1:
 # -- fork --------------------------------------------------------------------------------------
 
 shared_arenas = weakref.WeakSet()   # that this process is attached to
-forking = RLock()                   # one thread of this process forks at a time
+
+# What a process holds must not change between giving it to the child and the fork.  Hooks of
+# Python's may let other threads run; so these take the places, and what is held is given by a
+# handler of the C library, within fork() itself.
+forking = RLock()               # one fork at a time: held from before it until after it
+cdef list forking_arenas = []   # those that have taken a place for the child
+
+cdef extern from * nogil:
+    """
+    #include <pthread.h>
+    /* Whether this thread forks by way of Python, with places taken. */
+    static _Thread_local int pf_forking;
+    """
+    bint pf_forking
+    int pthread_atfork(void (*)() noexcept nogil, void *, void *)
 
 
-cdef int give_child(Arena mem) except -1:
-    """Take a place for the child that is about to be forked, with all that this process holds."""
-    cdef ledger_walk walk = walk_ledger(mem, mem.a.client)
-    cdef uint32_t *ledger
-    cdef uint64_t frame
-    cdef uint32_t i
+cdef int take_child_place(Arena mem) except -1:
+    """Take a place for the child that is about to be forked."""
     cdef int64_t child
-    cdef pf_slot *slot
     fd = backing.open_again(mem.fd)
     try:
         child = lock_place(mem, fd, PF_CLIENT_FREE)
@@ -221,24 +230,54 @@ cdef int give_child(Arena mem) except -1:
                 f"the arena has {mem.a.client_capacity} clients, the maximum: a forked child "
                 "can't use it")
         use_place(mem, fd, child)
-        ledger = pf_ledger_of(&mem.a, child)
-        while next_held(&walk, &frame):
-            slot = pf_slot_at(&mem.a, frame)
-            pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_MORE, frame)
-            # What is UNIQUE, being built or torn down can't be had, and stays with us.
-            for i in range(walk.ledger[frame]):
-                pf_step(PF_S_fork_count)
-                if (pf_slot_get(slot) if i == 0 else pf_slot_inc(slot)) != PF_OK:
-                    break
-                pf_step(PF_S_fork_ledger)
-                pf_store_release_u32(&ledger[frame], i + 1)
-        pf_op_end(&mem.a, my_lane(&mem.a))
     except BaseException:
-        os.close(fd)        # what the child was given is a dead client's
+        os.close(fd)
         raise
+    leave_child_place(mem)      # of a fork that a signal handler has interrupted
     mem.child_fd = fd
     mem.child = child
     return 0
+
+
+cdef int leave_child_place(Arena mem) except -1:
+    """Let go of the child's place: it is the child's, or a dead client's."""
+    if mem.child_fd >= 0:
+        os.close(mem.child_fd)
+        mem.child_fd = -1
+    return 0
+
+
+cdef void give_child(Arena mem) noexcept nogil:
+    """Give the child all that this process holds."""
+    cdef ledger_walk walk = walk_ledger(mem, mem.a.client)
+    cdef uint32_t *ledger = pf_ledger_of(&mem.a, mem.child)
+    cdef uint64_t frame
+    cdef uint32_t i
+    cdef pf_slot *slot
+    while next_held(&walk, &frame):
+        slot = pf_slot_at(&mem.a, frame)
+        pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_MORE, frame)
+        # What is UNIQUE, being built or torn down can't be had, and stays with us.
+        for i in range(walk.ledger[frame]):
+            pf_step(PF_S_fork_count)
+            if (pf_slot_get(slot) if i == 0 else pf_slot_inc(slot)) != PF_OK:
+                break
+            pf_step(PF_S_fork_ledger)
+            pf_store_release_u32(&ledger[frame], i + 1)
+    pf_op_end(&mem.a, my_lane(&mem.a))
+
+
+cdef void within_fork() noexcept nogil:
+    """Called by fork() in the thread that forks."""
+    if pf_forking:
+        with gil:       # which this thread has
+            for mem in forking_arenas:
+                if (<Arena>mem).a.open:
+                    give_child(<Arena>mem)
+
+
+if pthread_atfork(within_fork, NULL, NULL):
+    raise MemoryError("no memory for a fork handler")
 
 
 cdef int be_child(Arena mem) except -1:
@@ -269,33 +308,43 @@ cdef int be_child(Arena mem) except -1:
 
 def before_fork():
     """Take places for the child."""
-    forking.acquire()
+    global pf_forking
     errors = []
+    forking.acquire()
     for mem in list(shared_arenas):
         if (<Arena>mem).a.open:
             try:
-                give_child(mem)
+                take_child_place(mem)
+                forking_arenas.append(mem)
             except Exception as error:      # shown below; the child finds the arena closed
                 errors.append(error)
+    pf_forking = True
     if errors:
         raise errors[0]
 
 
 def after_in_parent():
     """Let go of the child's places."""
-    for mem in list(shared_arenas):
-        if (<Arena>mem).child_fd >= 0:
-            os.close((<Arena>mem).child_fd)
-            (<Arena>mem).child_fd = -1
+    global pf_forking
+    pf_forking = False
+    for mem in forking_arenas:
+        leave_child_place(mem)
+    forking_arenas.clear()
     forking.release()
 
 
 def after_in_child():
     """Use the places that the parent has taken."""
-    global forking
+    global forking, pf_forking
+    pf_forking = False
     forking = RLock()
     for mem in list(shared_arenas):
+        if not (<Arena>mem).a.open:     # closed since it took a place
+            leave_child_place(mem)
         be_child(mem)
+    for mem in forking_arenas:
+        leave_child_place(mem)
+    forking_arenas.clear()
 
 
 os.register_at_fork(
