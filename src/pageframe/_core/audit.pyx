@@ -287,7 +287,9 @@ cdef list holders(Arena mem, uint64_t frame):
         if pf_client_used(&mem.a, client):
             info = client_info(mem, client)
             references = pf_load_relaxed_u32(&pf_ledger_of(&mem.a, client)[frame])
-            handles[info.pid, info.started] = info, references
+            # A process may be more than one client.
+            _, others = handles.get((info.pid, info.started), (None, 0))
+            handles[info.pid, info.started] = info, others + references
     for i in range(mem.a.ticket_capacity):
         ticket = &mem.a.tickets[i]
         if state_of(pf_load_acquire_u64(&ticket.word)) == TICKET_FREE:
