@@ -303,6 +303,8 @@ def load(bytes message not None):
     FrameGoneError
         If the message was loaded before, or has expired, and its frames have been
         released since.
+    ArenaDamagedError
+        If this is no message, or none that can be of its arena.
     """
     return handle_of(message)
 
