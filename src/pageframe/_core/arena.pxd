@@ -179,6 +179,7 @@ cdef class Arena:
     cdef object path        # of its name; None: it has none
     cdef int registering    # how deep this process is in registering types
     cdef object reaping     # lock of the threads of this process that reap
+    cdef unsigned long reaper   # which of them does; 0: none
     cdef int child_fd       # while this process forks: holds the lock of the child's client
     cdef int64_t child      # its number
     cdef int working        # bulk operations of this process that run without the interpreter lock

@@ -587,7 +587,7 @@ cdef class PhysicalMemory(Arena):
             What was found; nothing if another thread of this process is at it.
         """
         self.check_shared("reap()")
-        return reap(self)
+        return reap(self, False)
 
     def audit(self, bint repair=False):
         """Compare the counts of all frames with all their holders.
@@ -604,7 +604,7 @@ cdef class PhysicalMemory(Arena):
         """
         self.check_shared("audit()")
         if repair:
-            reap(self)
+            reap(self, False)
         return audit(self, repair)
 
     def holders(self, frame):
@@ -634,8 +634,8 @@ cdef class PhysicalMemory(Arena):
         """When frames run out: take back what dead clients hold, and expired messages."""
         if not self.span:
             return False
-        report = reap(self)
-        return report.frames > 0 or report.tickets > 0 or report.adopted > 0
+        reap(self, True)
+        return True
 
     # -- figures -------------------------------------------------------------------------------
 
@@ -1130,7 +1130,7 @@ cdef object attach_file(object cls, int fd, object where):
         self.join()
     finally:
         backing.unlock(fd, backing.MEMBERSHIP)
-    reap(self)
+    reap(self, False)
     return self
 
 

@@ -7,7 +7,9 @@
 A pickled handle is a few dozen bytes that name an arena, a ticket (ticket.pyx) and
 the frames with their generations.  The first to load it gets the ticket's references.
 Whoever comes later, or too late, takes references of his own, if all frames still
-live the life that was sent; otherwise `FrameGoneError` says that they don't.
+live the life that was sent; otherwise `FrameGoneError` says that they don't.  The list
+of a vector's frames goes with its ticket, so a vector whose frames lie in more than a
+few runs can be loaded once.
 
 A process that is not attached to the arena attaches when it loads the first message
 of it, and stays attached until it ends.
@@ -22,7 +24,7 @@ import numpy
 
 cimport numpy as np
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from pageframe._core.arena cimport Arena, pf_bytes_at, pf_frame_of, pf_slot_at
@@ -46,22 +48,24 @@ cdef enum:
     RUN = 2
     MANY = 3
     ID_SIZE = 16
+    MAX_RUNS = 8    # of a vector's frames in its message
 
 # A message as it lies in the pickle; behind it the path of the arena, if it has one.
-cdef packed struct pf_message:
-    uint8_t kind
+cdef struct pf_message:
     unsigned char arena[ID_SIZE]    # its id
-    uint32_t ticket
-    uint64_t serial             # of the ticket
-    uint32_t first              # frame
-    uint32_t count
     uint64_t generations
-    uint32_t pid                # of the sender
-    uint32_t shown              # bytes of what follows about an array
+    uint32_t ticket
+    uint32_t first                  # frame
+    uint32_t count
+    uint32_t pid                    # of the sender
+    uint32_t serial                 # of the ticket, the low bits
+    uint8_t serial_high
+    uint8_t kind
+    uint16_t shown                  # bytes of what follows: about an array, or runs of a vector
 
 # How an array lies in its frames; its shape follows, its strides unless the elements are
 # contiguous, and the name of its data type unless that has none which says all.
-cdef packed struct pf_array_message:
+cdef struct pf_array_message:
     uint64_t offset
     uint8_t ndim
     uint8_t strided
@@ -89,7 +93,8 @@ cdef bytes pack(
     message.kind = kind
     memcpy(message.arena, mem.a.header.id, sizeof(message.arena))
     message.ticket = ticket
-    message.serial = serial_of(mem.a.tickets[ticket].word)
+    message.serial = serial_of(mem.a.tickets[ticket].word) & 0xFFFFFFFF
+    message.serial_high = serial_of(mem.a.tickets[ticket].word) >> 32
     message.first = first
     message.count = count
     message.generations = generations
@@ -153,7 +158,44 @@ def reduce_vector(FrameVec vec not None):
         ticket = issue(mem, first, vec.count, pages)
     finally:
         give_up_run(mem, first, pages)      # the ticket has references of its own
-    return load, (pack(mem, MANY, ticket, 0, vec.count, generations),)
+    return load, (pack(mem, MANY, ticket, 0, vec.count, generations, runs_of(vec)),)
+
+
+cdef bytes runs_of(FrameVec vec):
+    """The frames of a vector as runs, (first, frames) each; nothing if they are too scattered.
+
+    The list of the ticket goes with the ticket; these are for whoever loads the message
+    again.
+    """
+    cdef uint32_t runs[2 * MAX_RUNS]
+    cdef Py_ssize_t i
+    cdef Py_ssize_t count = 0
+    for i in range(vec.count):
+        if i and vec.frames[i] == vec.frames[i - 1] + 1:
+            runs[2 * count - 1] += 1
+            continue
+        if count == MAX_RUNS:
+            return b""
+        runs[2 * count] = vec.frames[i]
+        runs[2 * count + 1] = 1
+        count += 1
+    return (<const char *>runs)[:2 * count * sizeof(uint32_t)]
+
+
+cdef bint unpack_runs(const uint32_t *runs, Py_ssize_t size, FrameVec vec, uint64_t count) noexcept:
+    """Write the frames of a message's runs to a vector; False if they are not so many."""
+    cdef Py_ssize_t i
+    cdef uint64_t frame
+    cdef uint64_t got = 0
+    for i in range(size // <Py_ssize_t>(2 * sizeof(uint32_t))):
+        if runs[2 * i + 1] > count - got:
+            return False
+        for frame in range(runs[2 * i], <uint64_t>runs[2 * i] + runs[2 * i + 1]):
+            if frame >= vec.mem.a.frames:
+                return False
+            vec.frames[got] = frame
+            got += 1
+    return got == count
 
 
 def reduce_array(np.ndarray array not None):
@@ -312,9 +354,11 @@ def load(bytes message not None):
 cdef object handle_of(bytes message):
     cdef Arena mem
     cdef const pf_message *m = <const pf_message *><const char *>message
+    cdef uint64_t serial
     cdef FrameVec vec
-    if len(message) < <Py_ssize_t>sizeof(pf_message):
+    if len(message) < <Py_ssize_t>sizeof(pf_message) or len(message) < <Py_ssize_t>sizeof(pf_message) + m.shown:
         raise ArenaDamagedError(f"a message of {len(message)} bytes was cut")
+    serial = <uint64_t>m.serial_high << 32 | m.serial
     mem = find_arena(m.arena)
     if mem is None:
         mem = load_arena(m.arena[:16], m.pid, message[sizeof(pf_message) + m.shown:])
@@ -323,38 +367,49 @@ cdef object handle_of(bytes message):
         raise ArenaDamagedError("this pickle does not fit its arena")
     if m.kind == MANY:
         vec = empty_vec(mem, m.count)
-        if not redeem(mem, m.ticket, m.serial, m.first, m.count, vec.frames):
-            raise FrameGoneError(
-                f"the message of {m.count} frames was loaded before, or has expired: its list is gone")
+        if not redeem(mem, m.ticket, serial, m.first, m.count, vec.frames):
+            if m.shown == 0:
+                raise FrameGoneError(
+                    f"the message of {m.count} scattered frames was loaded before, or has expired: the "
+                    "list of them is gone")
+            if not unpack_runs(<const uint32_t *>(m + 1), m.shown, vec, m.count):
+                raise ArenaDamagedError("this pickle does not fit its arena")
+            take_again(mem, vec.frames, 0, m.count, m.generations)
         vec.count = m.count
         know_types(mem)
         return vec
-    if not redeem(mem, m.ticket, m.serial, m.first, m.count, NULL):
-        take_again(mem, m.first, m.count, m.generations)
+    if not redeem(mem, m.ticket, serial, m.first, m.count, NULL):
+        take_again(mem, NULL, m.first, m.count, m.generations)
     know_types(mem)
     if m.kind == ONE:
         return make_frame(mem, pf_slot_at(&mem.a, m.first))
     return make_segment(mem, m.first, m.count)
 
 
-cdef int take_again(Arena mem, uint64_t first, uint64_t count, uint64_t generations) except -1:
-    """Take new references to the frames of a message, if all of them still are the same."""
-    cdef uint64_t i
+cdef int take_again(
+        Arena mem, const uint64_t *frames, uint64_t first, uint64_t count,
+        uint64_t generations) except -1:
+    """Take new references to the frames of a message, if all of them still are the same.
+
+    The frames are those given, or the run from first on.
+    """
+    cdef uint64_t i, frame
     cdef uint64_t found = 0
     cdef uint64_t taken = 0
     try:
-        for i in range(first, first + count):
-            get(mem, i)
+        for i in range(count):
+            frame = frames[i] if frames != NULL else first + i
+            get(mem, frame)
             taken += 1
-            found = mix(found, pf_slot_at(&mem.a, i).generation)
+            found = mix(found, pf_slot_at(&mem.a, frame).generation)
         if found != generations:
             raise FrameGoneError("they were released and used again")
     except GetFrameError as error:
-        for i in range(first, first + taken):
-            put(mem, pf_slot_at(&mem.a, i))
+        for i in range(taken):
+            put(mem, pf_slot_at(&mem.a, frames[i] if frames != NULL else first + i))
         raise FrameGoneError(
-            f"the message of {count} frames from {first << mem.a.page_shift:#x} on was loaded before, or "
-            f"has expired, and its frames are gone: {error}") from None
+            f"the message of {count} frames was loaded before, or has expired, and its frames are "
+            f"gone: {error}") from None
     return 0
 
 

@@ -15,5 +15,5 @@ cdef struct reaped:
     uint64_t by_type[128]
 
 cdef int give_back_all(Arena mem, uint32_t client, reaped *found) except -1
-cdef object reap(Arena mem)
+cdef object reap(Arena mem, bint wait)
 cdef uint64_t adopt_orphans(Arena mem) except? 0

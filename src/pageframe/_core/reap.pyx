@@ -21,6 +21,7 @@ an orphan, which waits for a process that has.
 """
 
 from dataclasses import dataclass, field
+from threading import get_ident
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -81,15 +82,22 @@ class ReapReport:
     frames_by_type: dict = field(default_factory=dict)
 
 
-cdef object reap(Arena mem):
-    """Give back what dead clients hold, run what waits for this process, let old tickets go."""
+cdef object reap(Arena mem, bint wait):
+    """Give back what dead clients hold, run what waits for this process, let old tickets go.
+
+    If another thread of this process is at it, wait until it is done, or find nothing.
+    """
     cdef reaped found
     cdef int64_t client
     cdef uint64_t adopted
     memset(&found, 0, sizeof(found))
     reaping = mem.reaping       # a child has one of its own
     if not reaping.acquire(False):
-        return ReapReport()     # another thread of this process is at it
+        if wait and mem.reaper != get_ident():      # not from an on_drop that the reaper runs
+            with reaping:
+                pass
+        return ReapReport()
+    mem.reaper = get_ident()
     clients = []
     try:
         know_types(mem)
@@ -107,6 +115,7 @@ cdef object reap(Arena mem):
         tickets = expire_tickets(mem)
         adopted = adopt_orphans(mem)
     finally:
+        mem.reaper = 0
         reaping.release()
     return ReapReport(
         clients=tuple(clients), frames=found.frames, references=found.references, tickets=tickets,
