@@ -254,9 +254,7 @@ def test_a_vector_of_frames_that_lie_far_apart_is_loaded_once(shared):
     data = pickle.dumps(apart)
     assert len(data) < 110
     assert pickle.loads(data).paddrs.tolist() == apart.paddrs.tolist()
-    with pytest.raises(
-        pf.FrameGoneError, match=r"of 9 scattered frames .* list of them is gone"
-    ):
+    with pytest.raises(pf.FrameGoneError, match=r"of 9 scattered frames .* list of them is gone"):
         pickle.loads(data)
     drop_all((apart, frames))
 
