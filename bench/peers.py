@@ -22,8 +22,9 @@ import multiprocessing
 import os
 import sys
 import time
-from multiprocessing import shared_memory
+from multiprocessing.shared_memory import SharedMemory
 from statistics import median
+from timeit import Timer
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +41,6 @@ except ImportError:
     iox2 = None
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from multiprocessing.connection import Connection
 
 BLOCK = 4096
@@ -48,7 +48,7 @@ ITEMS = 1 << 17  # of 8 bytes: 1 MiB
 ROUNDS = 60
 CONTEXT = multiprocessing.get_context("fork")
 
-Contender = tuple[str, "Callable[[], object]", int]  # name, operation, times in a round
+Contender = tuple[str, Timer, int]  # name, operation, times in a round
 
 
 def rounds(contenders: list[Contender], number: int = ROUNDS) -> dict[str, list[float]]:
@@ -59,10 +59,7 @@ def rounds(contenders: list[Contender], number: int = ROUNDS) -> dict[str, list[
         for turn in range(number):
             for i in range(len(contenders)):
                 name, operation, count = contenders[(turn + i) % len(contenders)]
-                begin = time.perf_counter()
-                for _ in range(count):
-                    operation()
-                times[name].append((time.perf_counter() - begin) / count)
+                times[name].append(operation.timeit(count) / count)
     finally:
         gc.enable()
     return times
@@ -82,44 +79,37 @@ def report(title: str, times: dict[str, list[float]], base: str, lines: list[str
 def blocks(lines: list[str]) -> None:
     """Make, touch and give up a block of 4 KiB."""
     mem = PhysicalMemory.create("64 MiB", populate=True)
-    alloc = mem.alloc_frame
-
-    def frame() -> None:
-        memoryview(alloc(zeroed=False))[0] = 1
-
-    def shared() -> None:
-        block = shared_memory.SharedMemory(create=True, size=BLOCK)
-        assert block.buf is not None
-        block.buf[0] = 1
-        block.close()
-        block.unlink()
-
-    contenders: list[Contender] = [("pageframe", frame, 4000), ("SharedMemory", shared, 20)]
+    known: dict[str, Any] = {"alloc": mem.alloc_frame, "BLOCK": BLOCK, "SharedMemory": SharedMemory}
+    contenders: list[Contender] = [
+        ("pageframe", Timer("memoryview(alloc(zeroed=False))[0] = 1", globals=known), 4000),
+        (
+            "SharedMemory",
+            Timer(
+                "block = SharedMemory(create=True, size=BLOCK); block.buf[0] = 1; "
+                "block.close(); block.unlink()",
+                globals=known,
+            ),
+            20,
+        ),
+    ]
     if posix_ipc is None:
         lines.append("posix_ipc is not installed: left out")
     else:
-
-        def posix() -> None:
-            memory = posix_ipc.SharedMemory(None, posix_ipc.O_CREX, size=BLOCK)
-            mapped = mmap.mmap(memory.fd, BLOCK)
-            mapped[0] = 1
-            mapped.close()
-            memory.close_fd()
-            memory.unlink()
-
-        contenders.append(("posix_ipc + mmap", posix, 40))
+        known.update(posix_ipc=posix_ipc, mmap=mmap)
+        statement = (
+            "memory = posix_ipc.SharedMemory(None, posix_ipc.O_CREX, size=BLOCK); "
+            "mapped = mmap.mmap(memory.fd, BLOCK); mapped[0] = 1; "
+            "mapped.close(); memory.close_fd(); memory.unlink()"
+        )
+        contenders.append(("posix_ipc + mmap", Timer(statement, globals=known), 40))
     loans = None
     if iox2 is None:
         lines.append("iceoryx2 is not installed: left out")
     else:
         loans = Iceoryx("pageframe-bench-blocks", ctypes.c_uint8, BLOCK)
-
-        def loan() -> None:
-            sample = loans.publisher.loan_slice_uninit(BLOCK)
-            sample.payload()[0] = 1
-            sample.delete()
-
-        contenders.append(("iceoryx2 loan, touch, drop", loan, 500))
+        known["loan"] = loans.publisher.loan_slice_uninit
+        statement = "sample = loan(BLOCK); sample.payload()[0] = 1; sample.delete()"
+        contenders.append(("iceoryx2 loan, touch, drop", Timer(statement, globals=known), 500))
     report("a block of 4 KiB: create, touch, destroy", rounds(contenders), "pageframe", lines)
     mem.close()
 
@@ -142,14 +132,14 @@ class Iceoryx:
 # -- an array there and back -------------------------------------------------------------------
 
 
-def echo(pipe: Connection, block: shared_memory.SharedMemory) -> None:
+def echo(pipe: Connection, block: SharedMemory) -> None:
     """Send back what comes, looking at it first as its kind requires."""
     reused = np.ndarray(ITEMS, np.float64, block.buf)
     while (what := pipe.recv()) is not None:
         if isinstance(what, np.ndarray):
             what[0]
         elif isinstance(what, str):
-            one = shared_memory.SharedMemory(what)
+            one = SharedMemory(what)
             np.ndarray(ITEMS, np.float64, one.buf)[0]
             one.close()
         elif isinstance(what, tuple):
@@ -176,22 +166,18 @@ def iceoryx_echo(pipe: Connection, there: str, back: str) -> None:
 
 def arrays(lines: list[str]) -> None:
     """Send an array of 1 MiB to another process and back through a pipe."""
-    block = shared_memory.SharedMemory(create=True, size=ITEMS * 8)
+    block = SharedMemory(create=True, size=ITEMS * 8)
     small, large = PhysicalMemory.create("64 MiB"), PhysicalMemory.create("64 MiB", page_size="64 KiB")
     parent, child = CONTEXT.Pipe()
     process = CONTEXT.Process(target=echo, args=(child, block))
     process.start()
     plain = np.arange(ITEMS, dtype=np.float64)
 
-    def there_and_back(what: Any) -> Callable[[], object]:
-        def operation() -> None:
-            parent.send(what)
-            parent.recv()
-
-        return operation
+    def there_and_back(what: Any) -> Timer:
+        return Timer("send(what); recv()", globals={"send": parent.send, "recv": parent.recv, "what": what})
 
     def shared_message() -> None:
-        one = shared_memory.SharedMemory(create=True, size=ITEMS * 8)
+        one = SharedMemory(create=True, size=ITEMS * 8)
         np.ndarray(ITEMS, np.float64, one.buf)[:] = plain
         parent.send(one.name)
         parent.recv()
@@ -204,7 +190,7 @@ def arrays(lines: list[str]) -> None:
         ("pageframe, frames of 4 KiB", there_and_back(small.asarray(plain)), 50),
         ("pageframe, read-only, 64 KiB", there_and_back(readonly(large.asarray(plain))), 50),
         ("a reused SharedMemory and a token", there_and_back((1,)), 50),
-        ("a SharedMemory a message", shared_message, 5),
+        ("a SharedMemory a message", Timer(shared_message), 5),
         ("pickle", there_and_back(plain), 5),
     ]
     other = None
@@ -224,7 +210,7 @@ def arrays(lines: list[str]) -> None:
             other[0].recv()
             answers.subscriber.receive().delete()
 
-        contenders.append(("iceoryx2, a sample each way, and a token", samples, 50))
+        contenders.append(("iceoryx2, a sample each way, and a token", Timer(samples), 50))
     report("an array of 1 MiB to another process and back", rounds(contenders, 40), "a bare token", lines)
     parent.send(None)
     process.join()
@@ -277,10 +263,9 @@ def at_once(lines: list[str]) -> None:
 def ledger(lines: list[str]) -> None:
     """What clients, lanes and ledgers add to an allocation."""
     private, shared = PhysicalMemory("64 MiB"), PhysicalMemory.create("64 MiB")
-    alone, counted = private.alloc_frame, shared.alloc_frame
     contenders: list[Contender] = [
-        ("a private arena", lambda: alone(zeroed=False), 20_000),
-        ("a shared arena", lambda: counted(zeroed=False), 20_000),
+        ("a private arena", Timer("alloc(zeroed=False)", globals={"alloc": private.alloc_frame}), 20_000),
+        ("a shared arena", Timer("alloc(zeroed=False)", globals={"alloc": shared.alloc_frame}), 20_000),
     ]
     report("a frame allocated and dropped", rounds(contenders), "a private arena", lines)
     shared.close()

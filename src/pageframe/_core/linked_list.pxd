@@ -28,7 +28,6 @@ cdef class LinkedList(Holder):
 
     cdef int check(self) except -1
     cdef uint32_t find(self, object paddr) except? 0
-    cdef uint32_t neighbour(self, uint32_t frame, uint32_t other) noexcept
     cdef void insert(self, uint32_t frame, uint32_t before) noexcept
     cdef void remove(self, uint32_t frame) noexcept
     cdef pf_slot *take(self, uint32_t frame) noexcept

@@ -33,6 +33,18 @@ cdef inline pf_link *links(const pf_arena *a, uint32_t frame) noexcept nogil:
     return <pf_link *>&pf_slot_at(a, frame).storage[0]
 
 
+cdef inline uint32_t neighbour(const pf_arena *a, uint32_t frame, uint32_t other) noexcept nogil:
+    """What a frame's link names; 0 unless it is of the same list where others can damage links."""
+    cdef uint32_t list_id
+    if a.ledger == NULL:
+        return other
+    list_id = pf_load_relaxed_u32(&pf_slot_at(a, frame).list_id)
+    if (other >= a.frames or list_id == 0
+            or pf_load_relaxed_u32(&pf_slot_at(a, other).list_id) != list_id):
+        return 0
+    return other
+
+
 cdef uint32_t new_list_id(Arena mem) except 0:
     """An id that no live list of the arena has; those of dropped lists are used again."""
     cdef uint32_t list_id
@@ -109,20 +121,10 @@ cdef class LinkedList(Holder):
             return 0
         return frame
 
-    cdef uint32_t neighbour(self, uint32_t frame, uint32_t other) noexcept:
-        """What a frame's link names: 0 unless it is of the same list, since others can damage links."""
-        cdef uint32_t list_id
-        if other >= self.mem.a.frames:
-            return 0
-        list_id = pf_load_relaxed_u32(&pf_slot_at(&self.mem.a, frame).list_id)
-        if list_id == 0 or pf_load_relaxed_u32(&pf_slot_at(&self.mem.a, other).list_id) != list_id:
-            return 0
-        return other
-
     cdef void insert(self, uint32_t frame, uint32_t before) noexcept:
         """Link a frame in before another one, or at the back (before 0)."""
         cdef uint32_t prev = (
-            self.neighbour(before, links(&self.mem.a, before).prev) if before else self.back)
+            neighbour(&self.mem.a, before, links(&self.mem.a, before).prev) if before else self.back)
         links(&self.mem.a, frame).prev = prev
         links(&self.mem.a, frame).next = before
         if prev:
@@ -137,8 +139,8 @@ cdef class LinkedList(Holder):
     cdef void remove(self, uint32_t frame) noexcept:
         """Unlink a frame."""
         cdef pf_link *link = links(&self.mem.a, frame)
-        cdef uint32_t prev = self.neighbour(frame, link.prev)
-        cdef uint32_t next = self.neighbour(frame, link.next)
+        cdef uint32_t prev = neighbour(&self.mem.a, frame, link.prev)
+        cdef uint32_t next = neighbour(&self.mem.a, frame, link.next)
         if prev:
             links(&self.mem.a, prev).next = next
         else:
@@ -323,7 +325,7 @@ cdef class Cursor:
         """Move towards the back; from the last frame to the ghost, from there to the front."""
         with cython.critical_section(self.list):
             self.check()
-            self.at = (self.list.neighbour(self.at, links(&self.list.mem.a, self.at).next)
+            self.at = (neighbour(&self.list.mem.a, self.at, links(&self.list.mem.a, self.at).next)
                        if self.at else self.list.front)
 
     @cython.always_allow_keywords(False)
@@ -331,7 +333,7 @@ cdef class Cursor:
         """Move towards the front; from the first frame to the ghost, from there to the back."""
         with cython.critical_section(self.list):
             self.check()
-            self.at = (self.list.neighbour(self.at, links(&self.list.mem.a, self.at).prev)
+            self.at = (neighbour(&self.list.mem.a, self.at, links(&self.list.mem.a, self.at).prev)
                        if self.at else self.list.back)
 
     @property
@@ -356,7 +358,7 @@ cdef class Cursor:
             frame = self.at
             if not frame:
                 return None
-            self.at = self.list.neighbour(frame, links(&self.list.mem.a, frame).next)
+            self.at = neighbour(&self.list.mem.a, frame, links(&self.list.mem.a, frame).next)
             return make_unique(self.list.mem, self.list.take(frame))
 
     def insert_before(self, UniqueFrame frame not None):

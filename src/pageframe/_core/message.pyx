@@ -356,7 +356,8 @@ cdef object handle_of(bytes message):
     cdef const pf_message *m = <const pf_message *><const char *>message
     cdef uint64_t serial
     cdef FrameVec vec
-    if len(message) < <Py_ssize_t>sizeof(pf_message) or len(message) < <Py_ssize_t>sizeof(pf_message) + m.shown:
+    if (len(message) < <Py_ssize_t>sizeof(pf_message)
+            or len(message) < <Py_ssize_t>sizeof(pf_message) + m.shown):
         raise ArenaDamagedError(f"a message of {len(message)} bytes was cut")
     serial = <uint64_t>m.serial_high << 32 | m.serial
     mem = find_arena(m.arena)
