@@ -440,7 +440,7 @@ def test_arrays_are_never_over_typed_frames(shared):
         np.frombuffer(segment, np.uint8)
 
 
-MESSAGE = struct.Struct("<B16sIQIIQII")  # as in message.pyx: the last is the size of what follows
+MESSAGE = struct.Struct("<16sQIIIIIBBH")  # as in message.pyx: the last is the size of what follows
 LAYOUT = struct.Struct("<QBBBBI")  # offset, dimensions, strided, read-only, size of the name, reserved
 
 
@@ -483,7 +483,7 @@ def forge(array, shape=None, strides=(), offset=0, name=b"<i8", dtype=None, **si
         {"ndim": 255},
         {"name_size": 200},
         {"shown": 0},
-        {"shown": 2**32 - 1},
+        {"shown": 2**16 - 1},
         {"cut": 60},
         {"cut": 10},
         {"cut": 0},

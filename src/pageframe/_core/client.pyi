@@ -3,7 +3,7 @@
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 from dataclasses import dataclass
 from threading import RLock
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from pageframe._core.arena import Arena
 
@@ -13,7 +13,7 @@ class ClientInfo:
     name: str
     started: float
 
-shared_arenas: WeakSet[Arena]
+shared_arenas: WeakValueDictionary[int, Arena]
 forking: RLock
 
 def process_name() -> str: ...

@@ -192,13 +192,13 @@ cdef int become(Arena mem, uint32_t client) except -1:
     mem.a.ledger = pf_ledger_of(&mem.a, client)
     mem.a.my_lane = my_lane
     mem.reaping = Lock()
-    shared_arenas.add(mem)
+    shared_arenas[id(mem)] = mem
     return 0
 
 
 # -- fork --------------------------------------------------------------------------------------
 
-shared_arenas = weakref.WeakSet()   # that this process is attached to
+shared_arenas = weakref.WeakValueDictionary()   # that this process is attached to, in this order
 
 # What a process holds must not change between giving it to the child and the fork.  Hooks of
 # Python's may let other threads run; so these take the places, and what is held is given by a
@@ -295,7 +295,7 @@ cdef int be_child(Arena mem) except -1:
                 "this process was forked while the arena's table of clients was full, or by something "
                 "that does not tell Python")
         mem.a.open = mem.a.leaving = False
-        shared_arenas.discard(mem)
+        shared_arenas.pop(id(mem), None)
         return 0
     become(mem, mem.child)
     describe(mem, mem.a.client)
@@ -311,7 +311,7 @@ def before_fork():
     global pf_forking
     errors = []
     forking.acquire()
-    for mem in list(shared_arenas):
+    for mem in list(shared_arenas.values()):
         if (<Arena>mem).a.open:
             try:
                 take_child_place(mem)
@@ -338,7 +338,7 @@ def after_in_child():
     global forking, pf_forking
     pf_forking = False
     forking = RLock()
-    for mem in list(shared_arenas):
+    for mem in list(shared_arenas.values()):
         if not (<Arena>mem).a.open:     # closed since it took a place
             leave_child_place(mem)
         be_child(mem)

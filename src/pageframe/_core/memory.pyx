@@ -548,7 +548,7 @@ cdef class PhysicalMemory(Arena):
 
     cdef int drop_file(self) except -1:
         """Let go of the locks of a client that has left."""
-        shared_arenas.discard(self)
+        shared_arenas.pop(id(self), None)
         fd = self.fd
         self.fd = -1
         os.close(fd)
@@ -1153,7 +1153,7 @@ exit_arranged = []      # process ids in which leave_all() will run at the end
 
 def leave_all():
     """At the end of the process: leave all arenas, unless a thread still works in one."""
-    for mem in list(shared_arenas):
+    for mem in list(shared_arenas.values()):
         if (<PhysicalMemory>mem).a.open and not (<PhysicalMemory>mem).working:
             (<PhysicalMemory>mem).leave()
             (<PhysicalMemory>mem).drop_file()

@@ -324,7 +324,7 @@ cdef Arena find_arena(const unsigned char *arena_id):
     cdef Arena mem = None if last_used is None else last_used()
     if mem is not None and is_arena(mem, arena_id):
         return mem
-    for mem in list(shared_arenas):
+    for mem in list(shared_arenas.values()):
         if is_arena(mem, arena_id):
             last_used = weakref.ref(mem)
             return mem
