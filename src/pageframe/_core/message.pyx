@@ -223,8 +223,9 @@ def reduce_array(np.ndarray array not None):
     packed = PyBytes_FromStringAndSize(NULL, sizeof(shown) + extents + len(name))
     at = PyBytes_AS_STRING(packed)
     memcpy(at, &shown, sizeof(shown))
-    memcpy(at + sizeof(shown), np.PyArray_DIMS(array), ndim * sizeof(np.npy_intp))
-    if shown.strided:
+    if ndim:        # else NumPy has no lengths at all
+        memcpy(at + sizeof(shown), np.PyArray_DIMS(array), ndim * sizeof(np.npy_intp))
+    if shown.strided and ndim:
         memcpy(at + sizeof(shown) + ndim * sizeof(np.npy_intp), np.PyArray_STRIDES(array),
                ndim * sizeof(np.npy_intp))
     memcpy(at + sizeof(shown) + extents, PyBytes_AS_STRING(name), len(name))
