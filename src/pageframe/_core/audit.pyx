@@ -95,7 +95,7 @@ class FrameHolder:
     handles
         References that its handles, segments, vectors and raw references have.
     mappings
-        Entries of page tables that map the frame.
+        Entries of page tables that map the frame: 0 as long as there are no page tables.
     tickets
         Messages with the frame that it has sent and nobody has loaded yet.
     """
