@@ -6,7 +6,7 @@
 
 import pytest
 
-from other_processes import run, unique_name
+from other_processes import Child, run, unique_name
 from pageframe import PhysicalMemory
 
 MIB = 1 << 20
@@ -38,6 +38,41 @@ class Telling(UntypedFrameMeta):
         act(self.number)
 mem = PhysicalMemory.attach(NAME)
 """
+
+
+def test_on_drop_that_attaches_while_the_process_leaves(mem, name):
+    told = run(
+        TELLING
+        + """
+def act(number):
+    with PhysicalMemory.attach(NAME) as again:
+        tell("attached", len(again.clients))
+held["telling"] = mem.alloc_frame(Telling(number=1))
+""",
+        name,
+    )
+    assert told == "attached 3"
+
+
+def test_on_drop_that_attaches_while_the_place_of_the_dead_is_taken(name):
+    with PhysicalMemory.create(MIB, name, clients=2, unlink_on_last=False) as mem:
+        script = TELLING + 'held["telling"] = mem.alloc_frame(Telling(number=1)); tell("there"); wait()'
+        with Child(script, name) as dead:
+            assert dead.hear() == "there"
+        told = run(
+            """
+def act(number):
+    try:
+        PhysicalMemory.attach(NAME)
+    except ClientsFullError:
+        tell("full", number)
+"""
+            + TELLING,
+            name,
+        )
+        assert told == "full 1"
+        assert mem.used_frames == 0
+    PhysicalMemory.unlink(name)
 
 
 def test_on_drop_that_drops_another_handle_while_the_process_leaves(mem, name):

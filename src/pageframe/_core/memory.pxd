@@ -17,6 +17,7 @@ cdef class PhysicalMemory(Arena):
     cdef int boot(self, list covered, uint64_t page, object sharing) except -1
     cdef int check_shared(self, str what) except -1
     cdef int join(self) except -1
+    cdef int move_in(self) except -1
     cdef int leave(self) except -1
     cdef void leave_unasked(self) noexcept
     cdef int drop_file(self) except -1

@@ -27,8 +27,8 @@ from pageframe._core import backing
 from pageframe._core.allocator cimport (
     claim_one, free_frames, longest_free_run, next_bit, reserve_frames, setup_bits, trim)
 from pageframe._core.arena cimport (
-    PF_ARENA, PF_LANES_SIZE, PF_RESERVED_MEMORY, PF_UNLINK_ON_LAST, Arena, as_int, pf_arena,
-    pf_client, pf_slot_at, pf_type_flags, table_array)
+    PF_ARENA, PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES_SIZE, PF_RESERVED_MEMORY,
+    PF_UNLINK_ON_LAST, Arena, as_int, pf_arena, pf_client, pf_slot_at, pf_type_flags, table_array)
 from pageframe._core.array cimport array_like, new_array
 from pageframe._core.audit cimport audit, holders
 from pageframe._core.client cimport (
@@ -360,6 +360,7 @@ cdef class PhysicalMemory(Arena):
                 self.populate(size)
             self.boot(covered, page, sharing)
             self.join()
+            self.move_in()
             if where is None:
                 return self
             try:
@@ -506,20 +507,27 @@ cdef class PhysicalMemory(Arena):
 
     cdef int join(self) except -1:
         """Become a client: take a free place, or that of a client that is dead."""
-        cdef int64_t place = lock_place(self, self.fd, 0)
-        cdef reaped found
+        cdef int64_t place = lock_place(self, self.fd, PF_CLIENT_FREE)
         if place >= 0:
             use_place(self, self.fd, place)
         else:
-            place = lock_place(self, self.fd, 1)
+            place = lock_place(self, self.fd, PF_CLIENT_USED)
             if place < 0:
                 raise ClientsFullError(
                     f"{self.a.client_capacity} processes are attached to the arena, the maximum")
         become(self, place)
         self.a.open = True
+        return 0
+
+    cdef int move_in(self) except -1:
+        """Clear the place that was joined of what a dead client has left there.
+
+        Like any reaping it may run an on_drop, so no lock is held that this needs.
+        """
+        cdef reaped found
         memset(&found, 0, sizeof(found))
-        give_back_all(self, place, &found)      # nothing, unless the place was a dead client's
-        describe(self, place)
+        give_back_all(self, self.a.client, &found)
+        describe(self, self.a.client)
         leave_at_exit()
         return 0
 
@@ -527,23 +535,21 @@ cdef class PhysicalMemory(Arena):
         """Give back all that this client has; the last one takes the arena with it."""
         cdef reaped found
         memset(&found, 0, sizeof(found))
-        # To lock lets other threads run: from now on they find the arena closed.
+        # What follows lets other threads run: from now on they find the arena closed.
         self.a.open = False
         self.a.leaving = True
         try:
-            backing.lock(self.fd, backing.MEMBERSHIP, True)
-        except BaseException:
-            self.a.open = True
+            # An on_drop that runs here may attach, so membership is locked behind it.
+            give_back_all(self, self.a.client, &found)
+        finally:
             self.a.leaving = False
-            raise
-        give_back_all(self, self.a.client, &found)
+        backing.lock(self.fd, backing.MEMBERSHIP, True)
         free_place(self, self.a.client)
         if (self.path is not None and self.a.header.flags & PF_UNLINK_ON_LAST
                 and not backing.locked(self.fd, client_offset(self, 0),
                                        self.a.client_capacity * sizeof(pf_client))):
             pf_store_release_u32(&self.a.header.gone, 1)
             backing.remove_name(self.fd, self.path)
-        self.a.leaving = False
         return 0
 
     cdef int drop_file(self) except -1:
@@ -1130,6 +1136,7 @@ cdef object attach_file(object cls, int fd, object where):
         self.join()
     finally:
         backing.unlock(fd, backing.MEMBERSHIP)
+    self.move_in()
     reap(self, False)
     return self
 

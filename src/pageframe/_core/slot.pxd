@@ -40,7 +40,6 @@ cdef extern from "atomic.h" nogil:
     bint pf_cas_acquire_u32(uint32_t *, uint32_t, uint32_t)
     bint pf_cas_acquire_u64(uint64_t *, uint64_t, uint64_t)
     bint pf_cas_acq_rel_u64(uint64_t *, uint64_t, uint64_t)
-    uint32_t pf_exchange_u32(uint32_t *, uint32_t)
     uint64_t pf_add_relaxed_u64(uint64_t *, uint64_t)
     uint64_t pf_load_acquire_u64(const uint64_t *)
     uint32_t pf_load_acquire_u32(const uint32_t *)
