@@ -813,11 +813,19 @@ def test_a_private_arena_has_nothing_of_all_this():
     mem.close()
 
 
-def test_a_private_arena_opens_no_file():
+def test_a_private_arena_that_cannot_be_mapped_opens_no_file():
     before = open_files()
-    mem = PhysicalMemory(MIB)
+    mem = PhysicalMemory(MIB, mappable=False)
     assert open_files() == before
     mem.close()
+
+
+def test_a_private_arena_that_can_be_mapped_opens_one_file_and_closes_it():
+    before = open_files()
+    mem = PhysicalMemory(MIB)
+    assert len(open_files()) == len(before) + 1
+    mem.close()
+    assert open_files() == before
 
 
 def test_closing_gives_the_files_back(name):

@@ -530,7 +530,7 @@ cdef uint64_t trim(pf_arena *a) noexcept nogil:
     """
     cdef uint64_t trimmed = 0
     cdef uint64_t start, stop, frame
-    cdef int advice = MADV_DONTNEED if a.ledger == NULL else MADV_REMOVE
+    cdef int advice = MADV_REMOVE if a.file else MADV_DONTNEED
     take_kept(a)
     if a.header.flags & PF_RESERVED_MEMORY:
         return 0

@@ -195,6 +195,7 @@ typedef struct pf_arena {
     uint32_t slot_shift;
     int open;
     int leaving;           /* closed, but the memory is still there for the last on_drop */
+    int file;              /* the memory is that of a file */
     uint32_t views;        /* arrays over the arena's tables */
     pf_header *header;
     pf_type *types;

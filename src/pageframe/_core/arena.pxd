@@ -117,6 +117,7 @@ cdef extern from "arena.h" nogil:
         uint32_t slot_shift
         bint open
         bint leaving
+        int file
         uint32_t views
         pf_header *header
         pf_type *types
@@ -173,6 +174,8 @@ cdef class Arena:
     cdef bint raw_used      # whether a raw reference was ever given out
     cdef void *own_lanes
     cdef str why_closed
+    cdef int map_fd         # the file whose pages the frames are, to map them by; -1: none, or not yet
+    cdef int child_fd       # while this process forks: the child's file, which holds its lock or the copy
     # Of a shared arena.
     cdef int fd             # holds the lock of this client; -1: the arena is private
     cdef uint64_t span      # bytes of the file
@@ -180,11 +183,12 @@ cdef class Arena:
     cdef int registering    # how deep this process is in registering types
     cdef object reaping     # lock of the threads of this process that reap
     cdef unsigned long reaper   # which of them does; 0: none
-    cdef int child_fd       # while this process forks: holds the lock of the child's client
-    cdef int64_t child      # its number
+    cdef int64_t child      # while this process forks: the number of the child's client
     cdef int working        # bulk operations of this process that run without the interpreter lock
 
-    cdef int map_private(self, uint64_t size, uint64_t page_size, uint64_t slot_size) except -1
+    cdef int map_private(self, uint64_t size, uint64_t page_size, uint64_t slot_size,
+                         bint mappable) except -1
+    cdef int map_file(self) except -1
     cdef int map_shared(self, int fd, uint64_t size, uint64_t areas, uint64_t page_size,
                         uint64_t slot_size) except -1
     cdef int set_geometry(self, uint64_t size, uint64_t page_size, uint64_t slot_size) except -1

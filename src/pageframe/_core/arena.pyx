@@ -4,8 +4,9 @@
 
 """The memory of an arena: mapping it, laying it out, finding frames in it.
 
-A private arena is anonymous memory of this process; a shared one is a file
-(backing.py) that every process maps, at whatever address.
+A private arena is memory of this process: a file without a name, so that frames can be
+mapped at further addresses, or anonymous.  A shared one is a file (backing.py) that
+every process maps, at whatever address.
 
 An arena is one range of bytes.  A physical address (``paddr``) is an offset
 into it and a frame number is ``paddr / page size``; paddr, slot and bytes of a
@@ -43,7 +44,7 @@ cdef extern from * nogil:
     void *mmap(void *, size_t, int, int, int, long)
     int munmap(void *, size_t)
     int madvise(void *, size_t, int)
-    int PROT_NONE, PROT_READ, PROT_WRITE, MADV_DONTNEED
+    int PROT_NONE, PROT_READ, PROT_WRITE
     int MAP_PRIVATE, MAP_SHARED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED
     int MADV_POPULATE_WRITE
     void *MAP_FAILED
@@ -82,7 +83,7 @@ cdef class Arena:
         self.known_classes = []
         self.list_ids = []
         self.tables = ()
-        self.fd = self.child_fd = -1
+        self.fd = self.child_fd = self.map_fd = -1
         self.a.client = <uint32_t>-1
 
     def __dealloc__(self):
@@ -93,19 +94,33 @@ cdef class Arena:
         free(self.own_lanes)
         if self.fd >= 0:
             close(self.fd)
+        if self.map_fd >= 0:
+            close(self.map_fd)
 
-    cdef int map_private(self, uint64_t size, uint64_t page_size, uint64_t slot_size) except -1:
+    cdef int map_private(
+            self, uint64_t size, uint64_t page_size, uint64_t slot_size, bint mappable) except -1:
         """Map memory of this process alone; paddr 0 is aligned to the page size."""
         if self.mapping != NULL:
             raise TypeError("this arena is initialised already")
         self.mapping_size = size + page_size
         self.mapping = map_anonymous(self.mapping_size, 0)
         self.set_geometry(size, page_size, slot_size)
+        if mappable:
+            self.map_fd = backing.create_private(size)
+            self.map_file()
+            self.a.file = True
         self.own_lanes = calloc(PF_LANES, sizeof(pf_lane))
         if self.own_lanes == NULL:
             raise MemoryError("no memory for the lanes")
         self.a.lanes = <pf_lane *>self.own_lanes
         self.a.client = 0
+        return 0
+
+    cdef int map_file(self) except -1:
+        """Show the file of a private arena at its addresses."""
+        map_memory(
+            self.a.base, self.a.size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
+            self.map_fd)
         return 0
 
     cdef int map_shared(
@@ -127,6 +142,7 @@ cdef class Arena:
                 mapped)
         finally:
             close(mapped)
+        self.a.file = True
         self.span = span
         return 0
 
@@ -231,11 +247,11 @@ cdef class Arena:
     cdef int release_memory(self) except -1:
         """Give the memory back to the system; the addresses stay reserved and read as zero."""
         self.a.open = False
-        if self.fd >= 0:
-            map_memory(self.a.base, self.span, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1)
-        elif madvise(self.a.base, self.a.size, MADV_DONTNEED) != 0:
-            raise OSError(errno, "can't release the arena's memory: " + strerror(errno).decode())
+        map_memory(self.a.base, self.span or self.a.size, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1)
+        if self.map_fd >= 0:
+            close(self.map_fd)
+            self.map_fd = -1
         return 0
 
     cdef int check_open(self) except -1:

@@ -223,19 +223,29 @@ def create_file(path: Path | None, label: str, total: int, reserved: int) -> int
         If the file system has not that much room.
     """
     if path is None:
-        fd = os.memfd_create(PREFIX + label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            set_size(fd, total, "a memfd")
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+        return create_memfd(PREFIX + label, total)
     fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         os.fchmod(fd, 0o600)  # whatever the umask
         set_size(fd, total, str(path))
         reserve(fd, 0, reserved, str(path))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def create_private(size: int) -> int:
+    """Return a descriptor of the memory of a private arena, which nobody can find."""
+    return create_memfd("pageframe", size)
+
+
+def create_memfd(label: str, size: int) -> int:
+    """Return a descriptor of a memfd, sealed so that nobody can change its size."""
+    fd = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        set_size(fd, size, "a memfd")
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     except BaseException:
         os.close(fd)
         raise

@@ -2,7 +2,6 @@
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 from dataclasses import dataclass
-from threading import RLock
 from weakref import WeakValueDictionary
 
 from pageframe._core.arena import Arena
@@ -14,10 +13,6 @@ class ClientInfo:
     started: float
 
 shared_arenas: WeakValueDictionary[int, Arena]
-forking: RLock
 
 def process_name() -> str: ...
 def process_start() -> int: ...
-def before_fork() -> None: ...
-def after_in_parent() -> None: ...
-def after_in_child() -> None: ...

@@ -84,6 +84,7 @@ class PhysicalMemory(Arena):
         slot_size: int | str = 64,
         regions: Iterable[MemoryRegion | tuple[int, int, Kind]] | None = None,
         populate: bool = False,
+        mappable: bool = True,
         allocator: FrameAllocator | None = None,
     ) -> None: ...
     @classmethod

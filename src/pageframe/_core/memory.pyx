@@ -39,6 +39,7 @@ from pageframe._core.early import EarlyAllocator, cover, parse_size
 from pageframe._core.errors import (
     ArenaExistsError, ArenaInUseError, ArenaNameError, ArenaNotFoundError, ArenaPermissionError,
     BadArenaError, ClientsFullError, NotAlignedError, OutOfFramesError)
+from pageframe._core.fork import private_arenas
 from pageframe._core.frame cimport UFrame, make_frame
 from pageframe._core.handle cimport (
     Handle, MetaSource, begin_life, get, held, meta_source, obtain_one, put, raw_add, zero_used)
@@ -206,6 +207,10 @@ cdef class PhysicalMemory(Arena):
         Ranges that are reserved or bad. What no region covers is usable.
     populate : bool
         Have the kernel give all the memory now, not at the first touch.
+    mappable : bool
+        Frames can be mapped at further addresses: `VmSpace`, `map`, `ring`. A forked child
+        gets a copy of what is used, made at the fork. If false the memory is anonymous,
+        and a fork copies it as it is written to.
     allocator : FrameAllocator, optional
         An allocator of the user's own that says where frames are placed.
 
@@ -227,7 +232,7 @@ cdef class PhysicalMemory(Arena):
     """
 
     def __init__(self, size, *, page_size=4096, slot_size=64, regions=None, populate=False,
-                 allocator=None):
+                 bint mappable=True, allocator=None):
         cdef uint64_t page = power_of_two("page_size", page_size, 4096, 1 << 30)
         cdef uint64_t slot = power_of_two("slot_size", slot_size, 64, 256)
         if self.mapping != NULL:
@@ -238,11 +243,13 @@ cdef class PhysicalMemory(Arena):
                 "add_free_memory")
         size = arena_size(size, page)
         covered = cover(regions, size, page)
-        self.map_private(size, page, slot)
+        self.map_private(size, page, slot, mappable)
         if populate:
             self.populate(size)
         self.boot(covered, page, None)
         self.a.open = True
+        if mappable:
+            private_arenas[id(self)] = self
         if allocator is not None:
             self.given = bytearray(self.a.frames)
             self.user_allocator = allocator

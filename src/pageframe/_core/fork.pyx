@@ -1,0 +1,256 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Fork: what a child gets of the arenas of its parent.
+
+Of a shared arena the child becomes a client of its own.  Before the fork the parent
+takes a place for it, locks that through a file description of its own, and within
+fork() gives the child a reference for each of its own.  Then the child, whatever happens
+to either, holds what the parent held: it needs only to let go of the parent's file
+description and to use its own place.  Frames that are UNIQUE have one owner and stay
+with the parent.
+
+Of a private arena the child gets a copy.  Anonymous memory the kernel copies as it is
+written to.  Memory that can be mapped more than once (vm_space.pyx) is a file that the
+child would share with its parent, so within fork() the parent copies the frames that
+are used to a file for the child.
+"""
+
+import os
+import weakref
+from threading import RLock
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from pageframe._core import backing
+from pageframe._core.allocator cimport my_lane, next_bit
+from pageframe._core.arena cimport (
+    PF_CLIENT_FREE, Arena, pf_ledger_of, pf_slot_at)
+from pageframe._core.client cimport (
+    become, describe, ledger_walk, lock_place, next_held, use_place, walk_ledger)
+from pageframe._core.client import shared_arenas
+from pageframe._core.errors import ClientsFullError
+from pageframe._core.ledger cimport (
+    PF_OP_MORE, PF_S_fork_count, PF_S_fork_ledger, pf_op_begin, pf_op_end, pf_step)
+from pageframe._core.slot cimport PF_OK, pf_slot, pf_slot_get, pf_slot_inc, pf_store_release_u32
+
+private_arenas = weakref.WeakValueDictionary()  # those whose memory is a file
+
+# What a process holds must not change between giving it to the child and the fork.  Hooks of
+# Python's may let other threads run; so these take the places, and what is held is given by a
+# handler of the C library, within fork() itself.
+forking = RLock()               # one fork at a time: held from before it until after it
+cdef list forking_arenas = []   # those that have a file for the child
+
+cdef extern from * nogil:
+    """
+    #include <pthread.h>
+    #include <unistd.h>
+    /* Whether this thread forks by way of Python, with places taken. */
+    static _Thread_local int pf_forking;
+    """
+    bint pf_forking
+    int pthread_atfork(void (*)() noexcept nogil, void *, void *)
+    int64_t lseek(int, int64_t, int)
+    int64_t pwrite(int, const void *, size_t, int64_t)
+    int SEEK_DATA, SEEK_HOLE
+
+
+# -- shared arenas -----------------------------------------------------------------------------
+
+cdef int take_child_place(Arena mem) except -1:
+    """Take a place for the child that is about to be forked."""
+    cdef int64_t child
+    fd = backing.open_again(mem.fd)
+    try:
+        child = lock_place(mem, fd, PF_CLIENT_FREE)
+        if child < 0:
+            mem.make_room()     # places of dead clients
+            child = lock_place(mem, fd, PF_CLIENT_FREE)
+        if child < 0:
+            raise ClientsFullError(
+                f"the arena has {mem.a.client_capacity} clients, the maximum: a forked child "
+                "can't use it")
+        use_place(mem, fd, child)
+    except BaseException:
+        os.close(fd)
+        raise
+    leave_child_file(mem)      # of a fork that a signal handler has interrupted
+    mem.child_fd = fd
+    mem.child = child
+    return 0
+
+
+cdef int leave_child_file(Arena mem) except -1:
+    """Let go of the child's file, and with it of its place: they are the child's now, or nobody's."""
+    if mem.child_fd >= 0:
+        os.close(mem.child_fd)
+        mem.child_fd = -1
+    return 0
+
+
+cdef void give_child(Arena mem) noexcept nogil:
+    """Give the child all that this process holds."""
+    cdef ledger_walk walk = walk_ledger(mem, mem.a.client)
+    cdef uint32_t *ledger = pf_ledger_of(&mem.a, mem.child)
+    cdef uint64_t frame
+    cdef uint32_t i
+    cdef pf_slot *slot
+    while next_held(&walk, &frame):
+        slot = pf_slot_at(&mem.a, frame)
+        pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_MORE, frame)
+        # What is UNIQUE, being built or torn down can't be had, and stays with us.
+        for i in range(walk.ledger[frame]):
+            pf_step(PF_S_fork_count)
+            if (pf_slot_get(slot) if i == 0 else pf_slot_inc(slot)) != PF_OK:
+                break
+            pf_step(PF_S_fork_ledger)
+            pf_store_release_u32(&ledger[frame], i + 1)
+    pf_op_end(&mem.a, my_lane(&mem.a))
+
+
+cdef int be_child(Arena mem) except -1:
+    """In the child: use the place that the parent has taken."""
+    cdef uint64_t frame
+    os.close(mem.fd)        # with it, the parent's lock would outlive the parent
+    mem.fd = mem.child_fd
+    mem.child_fd = -1
+    mem.a.epoch += 1
+    mem.working = mem.registering = mem.reaper = 0
+    mem.list_ids.clear()    # the parent may give them to lists of its own
+    if mem.fd < 0:
+        if mem.a.open:
+            mem.why_closed = (
+                "this process was forked while the arena's table of clients was full, or by something "
+                "that does not tell Python")
+        mem.a.open = mem.a.leaving = False
+        shared_arenas.pop(id(mem), None)
+        return 0
+    become(mem, mem.child)
+    describe(mem, mem.a.client)
+    if mem.raw_used:
+        for frame in range(mem.a.frames):
+            if mem.a.raw[frame] and mem.a.ledger[frame] == 0:
+                mem.a.raw[frame] = 0    # of a frame that stayed with the parent
+    return 0
+
+
+# -- private arenas ----------------------------------------------------------------------------
+
+cdef bint copy_for_child(Arena mem) noexcept nogil:
+    """Copy the frames that are used to the file for the child; free ones it has zeroed."""
+    cdef int64_t data = lseek(mem.map_fd, 0, SEEK_DATA)
+    cdef int64_t hole
+    cdef uint64_t frame, stop, end
+    while data >= 0:        # ENXIO: nothing but a hole from here on
+        hole = lseek(mem.map_fd, data, SEEK_HOLE)
+        end = (<uint64_t>hole + (1ull << mem.a.page_shift) - 1) >> mem.a.page_shift
+        frame = next_bit(&mem.a, <uint64_t>data >> mem.a.page_shift, end, True)
+        while frame < end:
+            stop = next_bit(&mem.a, frame, end, False)
+            if not copy_range(
+                    mem, max(frame << mem.a.page_shift, <uint64_t>data),
+                    min(stop << mem.a.page_shift, <uint64_t>hole)):
+                return False
+            frame = next_bit(&mem.a, stop, end, True)
+        data = lseek(mem.map_fd, hole, SEEK_DATA)
+    return True
+
+
+cdef bint copy_range(Arena mem, uint64_t start, uint64_t stop) noexcept nogil:
+    cdef int64_t written
+    while start < stop:
+        written = pwrite(mem.child_fd, mem.a.base + start, stop - start, start)
+        if written <= 0:
+            return False
+        start += written
+    return True
+
+
+cdef int use_copy(Arena mem) except -1:
+    """In the child: use the copy that the parent has made."""
+    if mem.child_fd < 0:
+        mem.why_closed = "there was no memory to copy the arena when this process was forked"
+        mem.release_memory()    # that of the parent
+        return 0
+    os.close(mem.map_fd)
+    mem.map_fd = mem.child_fd
+    mem.child_fd = -1
+    mem.map_file()
+    return 0
+
+
+# -- hooks -------------------------------------------------------------------------------------
+
+cdef void within_fork() noexcept nogil:
+    """Called by fork() in the thread that forks."""
+    if pf_forking:
+        with gil:       # which this thread has
+            for mem in forking_arenas:
+                if not (<Arena>mem).a.open:
+                    continue
+                if (<Arena>mem).span:
+                    give_child(<Arena>mem)
+                elif not copy_for_child(<Arena>mem):
+                    leave_child_file(<Arena>mem)
+
+
+if pthread_atfork(within_fork, NULL, NULL):
+    raise MemoryError("no memory for a fork handler")
+
+
+cdef bint is_forking() noexcept nogil:
+    return pf_forking
+
+
+def before_fork():
+    """Take places and make files for the child."""
+    global pf_forking
+    errors = []
+    forking.acquire()
+    for mem in [*shared_arenas.values(), *private_arenas.values()]:
+        if (<Arena>mem).a.open:
+            try:
+                if (<Arena>mem).span:
+                    take_child_place(mem)
+                else:
+                    leave_child_file(mem)
+                    (<Arena>mem).child_fd = backing.create_private(mem.size)
+                forking_arenas.append(mem)
+            except Exception as error:      # shown below; the child finds the arena closed
+                errors.append(error)
+    pf_forking = True
+    if errors:
+        raise errors[0]
+
+
+def after_in_parent():
+    """Let go of what is the child's."""
+    global pf_forking
+    pf_forking = False
+    for mem in forking_arenas:
+        leave_child_file(mem)
+    forking_arenas.clear()
+    forking.release()
+
+
+def after_in_child():
+    """Use the places that the parent has taken, and the copies that it has made."""
+    global forking, pf_forking
+    pf_forking = False
+    forking = RLock()
+    for mem in list(shared_arenas.values()):
+        if not (<Arena>mem).a.open:     # closed since it took a place
+            leave_child_file(mem)
+        be_child(mem)
+    for mem in list(private_arenas.values()):
+        if (<Arena>mem).a.open:
+            use_copy(mem)
+    for mem in forking_arenas:
+        leave_child_file(mem)
+    forking_arenas.clear()
+
+
+os.register_at_fork(
+    before=before_fork, after_in_parent=after_in_parent, after_in_child=after_in_child)
