@@ -2,7 +2,7 @@
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-cdef class VmCursor:
+cdef class BytesCursor:
     cdef Py_buffer buffer
     cdef bint held          # the buffer is ours to release
     cdef unsigned char *at  # NULL: closed
@@ -14,11 +14,11 @@ cdef class VmCursor:
     cdef void close(self) noexcept
 
 
-cdef class VmReader(VmCursor):
+cdef class VmReader(BytesCursor):
     pass
 
 
-cdef class VmWriter(VmCursor):
+cdef class VmWriter(BytesCursor):
     pass
 
 

@@ -6,12 +6,12 @@ from typing import Any, Self, final
 from typing_extensions import Buffer, disjoint_base
 
 @disjoint_base
-class VmCursor:
+class BytesCursor:
     def skip(self, nbytes: int) -> Self: ...
     def limit(self, max_remain: int) -> Self: ...
 
 @final
-class VmReader(VmCursor):
+class VmReader(BytesCursor):
     def __init__(self, source: Buffer) -> None: ...
     @property
     def remain(self) -> int: ...
@@ -21,7 +21,7 @@ class VmReader(VmCursor):
     def read_once(self, size: int) -> int: ...
 
 @final
-class VmWriter(VmCursor):
+class VmWriter(BytesCursor):
     def __init__(self, dest: Buffer) -> None: ...
     @property
     def avail(self) -> int: ...

@@ -25,7 +25,7 @@ from pageframe._core.slot cimport (
     pf_store_u8, pf_store_u16, pf_store_u32, pf_store_u64)
 
 
-cdef class VmCursor:
+cdef class BytesCursor:
     def __dealloc__(self):
         self.close()
 
@@ -96,7 +96,7 @@ cdef int check_once(unsigned char *at, Py_ssize_t size) except -1:
 
 
 @cython.final
-cdef class VmReader(VmCursor):
+cdef class VmReader(BytesCursor):
     """A cursor that reads memory.
 
     Parameters
@@ -197,7 +197,7 @@ cdef class VmReader(VmCursor):
 
 
 @cython.final
-cdef class VmWriter(VmCursor):
+cdef class VmWriter(BytesCursor):
     """A cursor that writes memory.
 
     Parameters
