@@ -17,6 +17,7 @@ from pageframe._core.audit import AuditReport, FrameHolder
 from pageframe._core.client import ClientInfo
 from pageframe._core.early import MemoryRegion, parse_size
 from pageframe._core.errors import (
+    AddressInUseError,
     ArenaByteOrderError,
     ArenaClosedError,
     ArenaDamagedError,
@@ -32,6 +33,7 @@ from pageframe._core.errors import (
     ArenaVersionError,
     BadArenaError,
     ClientsFullError,
+    CopyOnWriteError,
     FrameBusyError,
     FrameGoneError,
     FrameInUseError,
@@ -40,13 +42,18 @@ from pageframe._core.errors import (
     FrameUniqueError,
     FrameUnusedError,
     GetFrameError,
+    MapBudgetError,
     MovedError,
     NotAlignedError,
+    NotMappedError,
     NotRawError,
     OutOfBoundError,
     OutOfFramesError,
     PageFrameError,
+    RangeInUseError,
+    RangeLockedError,
     RefCountOverflowError,
+    SpaceClosedError,
     TicketsFullError,
 )
 from pageframe._core.field_type import (
@@ -73,7 +80,9 @@ from pageframe._core.field_type import (
 )
 from pageframe._core.frame import Frame, FrameRef, UFrame
 from pageframe._core.io import VmReader, VmWriter
+from pageframe._core.kernel_map import map_budget
 from pageframe._core.linked_list import Cursor, LinkedList
+from pageframe._core.mapping import Mapping, Ring
 from pageframe._core.memory import (
     REF_COUNT_MAX,
     REF_COUNT_UNIQUE,
@@ -87,21 +96,25 @@ from pageframe._core.meta import (
     Link,
     MetaPageMeta,
     OpaqueMeta,
+    PageTableMeta,
     ReservedMemoryMeta,
     TicketPageMeta,
     UntypedFrameMeta,
     UnusableMemoryMeta,
 )
+from pageframe._core.page_property import PageProperty
 from pageframe._core.reap import ReapReport
 from pageframe._core.segment import Segment, USegment
 from pageframe._core.unique import UniqueFrame
 from pageframe._core.user_allocator import FrameAllocator, Layout
 from pageframe._core.vector import FrameVec
+from pageframe._core.vm_space import VmCursor, VmItem, VmSpace
 
 __all__ = [
     "REF_COUNT_MAX",
     "REF_COUNT_UNIQUE",
     "REF_COUNT_UNUSED",
+    "AddressInUseError",
     "ArenaByteOrderError",
     "ArenaClosedError",
     "ArenaDamagedError",
@@ -121,6 +134,7 @@ __all__ = [
     "BadArenaError",
     "ClientInfo",
     "ClientsFullError",
+    "CopyOnWriteError",
     "Cursor",
     "Frame",
     "FrameAllocator",
@@ -140,20 +154,29 @@ __all__ = [
     "Layout",
     "Link",
     "LinkedList",
+    "MapBudgetError",
+    "Mapping",
     "MemoryRegion",
     "MetaPageMeta",
     "MovedError",
     "NotAlignedError",
+    "NotMappedError",
     "NotRawError",
     "OpaqueMeta",
     "OutOfBoundError",
     "OutOfFramesError",
     "PageFrameError",
+    "PageProperty",
+    "PageTableMeta",
     "PhysicalMemory",
+    "RangeInUseError",
+    "RangeLockedError",
     "ReapReport",
     "RefCountOverflowError",
     "ReservedMemoryMeta",
+    "Ring",
     "Segment",
+    "SpaceClosedError",
     "TicketPageMeta",
     "TicketsFullError",
     "UFrame",
@@ -161,7 +184,10 @@ __all__ = [
     "UniqueFrame",
     "UntypedFrameMeta",
     "UnusableMemoryMeta",
+    "VmCursor",
+    "VmItem",
     "VmReader",
+    "VmSpace",
     "VmWriter",
     "atomic_i8",
     "atomic_i16",
@@ -180,6 +206,7 @@ __all__ = [
     "i16",
     "i32",
     "i64",
+    "map_budget",
     "parse_size",
     "readonly",
     "u8",

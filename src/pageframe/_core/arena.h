@@ -23,7 +23,7 @@
 #include "slot.h"
 
 #define PF_MAGIC UINT64_C(0x00454d4152464750) /* "PGFRAME\0", little endian */
-#define PF_VERSION 1
+#define PF_VERSION 2
 #define PF_BYTE_ORDER UINT32_C(0x01020304)
 #define PF_TABLE_ALIGN 4096
 

@@ -199,6 +199,8 @@ cdef class Arena:
     cdef int release_memory(self) except -1
     cdef int check_open(self) except -1
     cdef bint make_room(self) except -1
+    cdef object room_for(self, uint64_t frames, bint zeroed)
+    cdef int file(self) except -1
     cdef int64_t frame_at(self, object paddr) except -1
     cdef int64_t frame_stop(self, object paddr) except -1
 

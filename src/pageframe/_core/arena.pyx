@@ -263,6 +263,20 @@ cdef class Arena:
         """Try to free frames that nobody needs; whether it is worth looking again."""
         return False
 
+    cdef object room_for(self, uint64_t frames, bint zeroed):
+        """Fresh frames that lie one behind another, in the arena or mapped."""
+        raise NotImplementedError
+
+    cdef int file(self) except -1:
+        """The file to map frames by."""
+        self.check_open()
+        if self.map_fd < 0:
+            if not self.span:
+                raise TypeError("the frames of an arena made with mappable=False can't be mapped")
+            # Not that of the lock: a mapping keeps it open (map_shared).
+            self.map_fd = backing.open_again(self.fd)
+        return self.map_fd
+
     cdef int64_t frame_at(self, object paddr) except -1:
         """The number of the frame that starts at a paddr; alignment is checked first."""
         paddr = as_int(paddr)

@@ -7,28 +7,43 @@ cimport numpy as np
 from libc.stdint cimport int64_t, uint64_t
 
 from pageframe._core.arena cimport Arena
-from pageframe._core.segment cimport USegment
+from pageframe._core.handle cimport Holder
+from pageframe._core.vector cimport FrameVec
+
+
+@cython.no_gc
+cdef class VirtualBytes(Holder):
+    """Frames as contiguous bytes at addresses of a space of their own: something mapped."""
+    cdef unsigned char *data
+    cdef uint64_t nbytes
+    cdef bint writable
+
+    cdef void unexport(self) noexcept
+    cdef FrameVec frames_of(self, uint64_t first, uint64_t count)
 
 
 @cython.final
 @cython.no_gc
 cdef class FrameBytes:
-    """The bytes of a segment as the base of arrays."""
-    cdef USegment segment
+    """The bytes of a segment, or of something mapped, as the base of arrays."""
+    cdef Holder owner
+    cdef unsigned char *data
+    cdef uint64_t size
     cdef bint readonly
 
 
 cdef struct extent:
-    uint64_t first      # frames that the elements of an array lie in
+    uint64_t first      # pages of the owner that the elements of an array lie in
     uint64_t count
-    int64_t offset      # of the first element from the first of these frames, in bytes
+    int64_t offset      # of the first element from the first of these pages, in bytes
     bint readonly
     bint contiguous     # in C order
 
 cdef object new_array(Arena mem, object shape, object dtype, object order, bint zeroed)
 cdef object array_like(Arena mem, object source)
+cdef object array_in(Holder owner, object shape, object dtype, object order)
 cdef object array_over(
-    USegment segment, int ndim, const int64_t *lengths, const int64_t *strides, np.dtype dtype,
+    Holder owner, int ndim, const int64_t *lengths, const int64_t *strides, np.dtype dtype,
     uint64_t offset, bint readonly)
-cdef USegment segment_of(np.ndarray array)
-cdef int find_extent(np.ndarray array, USegment segment, extent *found) except -1
+cdef FrameBytes bytes_of(np.ndarray array)
+cdef int find_extent(np.ndarray array, extent *found) except -1

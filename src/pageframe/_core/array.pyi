@@ -4,9 +4,16 @@
 from typing import Any, TypeVar, final
 
 import numpy as np
+from typing_extensions import Buffer, disjoint_base
+
+from pageframe._core.handle import Holder
+from pageframe._core.meta import UntypedFrameMeta
 
 S = TypeVar("S", bound=tuple[int, ...], covariant=True)
 D = TypeVar("D", bound=np.dtype[Any], covariant=True)
+
+@disjoint_base
+class VirtualBytes(Holder[UntypedFrameMeta], Buffer): ...
 
 @final
 class FrameBytes:

@@ -5,9 +5,10 @@
 """Arrays: NumPy arrays over the frames of an arena.
 
 A `FrameArray` is a `numpy.ndarray` in every respect but one: it is pickled by handle
-(message.pyx).  Its memory is that of a segment, which it keeps through its base, the
-`FrameBytes`.  Like any view they rest on the segment's references (segment.pyx), so the
-frames stay as long as any array over them, slices included.
+(message.pyx).  Its memory is that of a segment, or of frames that are mapped one behind
+another (mapping.pyx), which it keeps through its base, the `FrameBytes`.  Like any view
+they rest on the references of that (segment.pyx), so the frames stay as long as any
+array over them, slices included.
 
 What is computed from such an array is an ordinary one, in ordinary memory.
 """
@@ -23,8 +24,8 @@ from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint64_t
 
 from pageframe._core.arena cimport Arena, fill_buffer, pf_bytes_at
-from pageframe._core.errors import ArenaDamagedError, FrameTypeError, OutOfFramesError
-from pageframe._core.segment cimport USegment, alloc_segment
+from pageframe._core.errors import ArenaDamagedError, FrameTypeError, OutOfBoundError, OutOfFramesError
+from pageframe._core.segment cimport USegment
 
 cdef extern from "numpy/arrayobject.h":
     object PyArray_NewFromDescr(
@@ -34,6 +35,24 @@ cdef enum:
     MAX_DIMS = 32       # what all versions of NumPy can hold
 
 np.import_array()
+
+
+@cython.no_gc
+cdef class VirtualBytes:
+    cdef void unexport(self) noexcept:
+        """A view has gone."""
+
+    cdef FrameVec frames_of(self, uint64_t first, uint64_t count):
+        """References to the frames of some pages."""
+
+
+cdef unsigned char *locate(Holder owner, uint64_t *size) except NULL:
+    """The bytes of a segment or of something mapped."""
+    if not isinstance(owner, USegment):
+        size[0] = (<VirtualBytes?>owner).nbytes
+        return (<VirtualBytes>owner).data
+    size[0] = (<USegment>owner).count << owner.mem.a.page_shift
+    return pf_bytes_at(&owner.mem.a, (<USegment>owner).first)
 
 
 class FrameArray(numpy.ndarray):
@@ -52,14 +71,17 @@ class FrameArray(numpy.ndarray):
         return array[()] if return_scalar else array
 
 
-cdef object new_array(Arena mem, object shape, object dtype, object order, bint zeroed):
-    """An array over fresh frames."""
-    cdef USegment segment
-    cdef int64_t lengths[MAX_DIMS]
-    cdef int64_t strides[MAX_DIMS]
+cdef struct geometry:
+    int ndim
+    int64_t lengths[MAX_DIMS]
+    int64_t strides[MAX_DIMS]
+    uint64_t size
+
+
+cdef int lay_out(geometry *found, object shape, object dtype, object order) except -1:
+    """What an array of a shape takes; runs the user's code."""
     cdef int64_t stride
-    cdef Py_ssize_t i
-    dtype = numpy.dtype(dtype)
+    cdef int i
     if dtype.hasobject:
         raise FrameTypeError(f"an array of {dtype} holds references to objects, which frames can't")
     if order not in ("C", "F"):
@@ -68,37 +90,64 @@ cdef object new_array(Arena mem, object shape, object dtype, object order, bint 
         shape = tuple(map(operator.index, shape))
     except TypeError:
         shape = (operator.index(shape),)
-    size = dtype.itemsize
+    size = stride = dtype.itemsize
     for length in shape:
         if length < 0:
             raise ValueError(f"negative dimensions are not allowed: {shape}")
         size *= length
-    mem.check_open()
-    frames = max(1, -(-size >> mem.a.page_shift))
-    if frames > mem.a.frames:
-        raise OutOfFramesError(
-            f"an array of {size} bytes takes {frames} frames, the arena has {mem.a.frames}")
+    if size >= 1 << 63:
+        raise OutOfFramesError(f"an array of {size} bytes is larger than any arena")
     if len(shape) > MAX_DIMS:
         raise ValueError(f"an array has {MAX_DIMS} dimensions at the most, not {len(shape)}")
-    for i in range(len(shape)):
-        lengths[i] = shape[i]
-    segment = alloc_segment(mem, frames, None, zeroed, None)
-    if order == "F":
-        stride = dtype.itemsize
-        for i in range(len(shape)):
-            strides[i] = stride
-            stride *= max(lengths[i], 1)
+    found.ndim = len(shape)
+    found.size = size
+    for i in range(found.ndim):
+        found.lengths[i] = shape[i]
+    for i in range(found.ndim if order == "F" else 0):
+        found.strides[i] = stride
+        stride *= max(found.lengths[i], 1)
+    return 0
+
+
+cdef object new_array(Arena mem, object shape, object dtype, object order, bint zeroed):
+    """An array over fresh frames."""
+    cdef geometry layout
+    cdef uint64_t frames
+    dtype = numpy.dtype(dtype)
+    lay_out(&layout, shape, dtype, order)
+    mem.check_open()
+    frames = max(<uint64_t>1, (layout.size + (1ull << mem.a.page_shift) - 1) >> mem.a.page_shift)
+    if frames > mem.a.frames:
+        raise OutOfFramesError(
+            f"an array of {layout.size} bytes takes {frames} frames, the arena has {mem.a.frames}")
     return array_over(
-        segment, len(shape), lengths, strides if order == "F" else NULL, dtype, 0, False)
+        mem.room_for(frames, zeroed), layout.ndim, layout.lengths,
+        layout.strides if order == "F" else NULL, dtype, 0, False)
+
+
+cdef object array_in(Holder owner, object shape, object dtype, object order):
+    """An array over the first bytes of a segment or of something mapped; as long as fits, without a shape."""
+    cdef geometry layout
+    cdef uint64_t size
+    dtype = numpy.dtype(dtype)
+    locate(owner, &size)
+    if shape is None:
+        shape = size // max(dtype.itemsize, 1)
+    lay_out(&layout, shape, dtype, order)
+    locate(owner, &size)        # the user's code may have changed it
+    if layout.size > size:
+        raise OutOfBoundError(f"an array of {layout.size} bytes does not fit into {size} bytes")
+    return array_over(
+        owner, layout.ndim, layout.lengths, layout.strides if order == "F" else NULL, dtype, 0, False)
 
 
 cdef object array_like(Arena mem, object source):
     """An array over frames with the elements of another one; that one if it is of this arena."""
-    cdef USegment segment
+    cdef FrameBytes base
     source = numpy.asanyarray(source)
     if isinstance(source, FrameArray):
-        segment = segment_of(source)
-        if segment is not None and segment.mem is mem:
+        base = bytes_of(source)
+        if base is not None and base.owner.mem is mem:
             return source
     order = "F" if source.flags.f_contiguous and not source.flags.c_contiguous else "C"
     array = new_array(mem, source.shape, source.dtype, order, False)
@@ -122,14 +171,16 @@ cdef bint add_extent(int64_t length, int64_t stride, int64_t size, int64_t *low,
 
 
 cdef object array_over(
-        USegment segment, int ndim, const int64_t *lengths, const int64_t *strides, np.dtype dtype,
+        Holder owner, int ndim, const int64_t *lengths, const int64_t *strides, np.dtype dtype,
         uint64_t offset, bint readonly):
-    """An array over a segment; without strides, in C order.
+    """An array over a segment or something mapped; without strides, in C order.
 
     What was pickled may say anything, so nothing is believed.
     """
     cdef int64_t steps[MAX_DIMS]
-    cdef int64_t size = segment.count << segment.mem.a.page_shift
+    cdef uint64_t room
+    cdef unsigned char *data = locate(owner, &room)
+    cdef int64_t size = room
     cdef int64_t low = 0
     cdef int64_t high = dtype.itemsize
     cdef int64_t stride = high
@@ -150,16 +201,18 @@ cdef object array_over(
     if empty:
         low = high = 0
     if not fits or not 0 <= <int64_t>offset + low <= <int64_t>offset + high <= size:
-        raise ArenaDamagedError(f"this array does not fit its segment of {size} bytes")
+        raise ArenaDamagedError(f"this array does not fit its frames of {size} bytes")
     base = FrameBytes.__new__(FrameBytes)
-    base.segment = segment
-    base.readonly = readonly
-    segment.exports += 1
+    base.owner = owner
+    base.data = data
+    base.size = size
+    base.readonly = readonly = readonly or (
+        isinstance(owner, VirtualBytes) and not (<VirtualBytes>owner).writable)
+    owner.exports += 1
     Py_INCREF(dtype)        # PyArray_NewFromDescr() takes the reference
     array = PyArray_NewFromDescr(
         <PyTypeObject *>FrameArray, dtype, ndim, <np.npy_intp *>lengths, <np.npy_intp *>steps,
-        pf_bytes_at(&segment.mem.a, segment.first) + offset,
-        0 if readonly else np.NPY_ARRAY_WRITEABLE, NULL)
+        data + offset, 0 if readonly else np.NPY_ARRAY_WRITEABLE, NULL)
     np.set_array_base(array, base)
     np.PyArray_UpdateFlags(array, np.NPY_ARRAY_UPDATE_ALL)
     return array
@@ -168,42 +221,43 @@ cdef object array_over(
 @cython.final
 @cython.no_gc
 cdef class FrameBytes:
-    """The bytes of a segment as the base of the arrays over them, which live on its references."""
+    """The bytes of a segment, or of something mapped, as the base of the arrays over them."""
 
     def __init__(self, *args, **kwargs):
         raise TypeError("FrameBytes are had as the base of a FrameArray")
 
     def __dealloc__(self):
-        if self.segment is not None:
-            self.segment.unexport()
+        if isinstance(self.owner, USegment):
+            (<USegment>self.owner).unexport()
+        elif self.owner is not None:
+            (<VirtualBytes>self.owner).unexport()
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
-        if self.segment is None:
+        if self.owner is None:
             raise BufferError("these FrameBytes belong to no array")
-        fill_buffer(
-            buffer, self, pf_bytes_at(&self.segment.mem.a, self.segment.first),
-            self.segment.count << self.segment.mem.a.page_shift, self.readonly, flags)
+        fill_buffer(buffer, self, self.data, self.size, self.readonly, flags)
 
     def __reduce__(self):
         raise TypeError("FrameBytes can't be pickled")
 
 
-cdef USegment segment_of(np.ndarray array):
-    """The segment that an array lies in; None if it lies in other memory."""
+cdef FrameBytes bytes_of(np.ndarray array):
+    """The bytes that an array lies in; None if it lies in other memory."""
     cdef object base = np.get_array_base(array)
     while isinstance(base, np.ndarray):
         base = np.get_array_base(base)
-    return (<FrameBytes>base).segment if type(base) is FrameBytes else None
+    return base if type(base) is FrameBytes else None
 
 
-cdef int find_extent(np.ndarray array, USegment segment, extent *found) except -1:
-    """Which of a segment's frames an array lies in."""
+cdef int find_extent(np.ndarray array, extent *found) except -1:
+    """Which pages of its bytes an array lies in."""
     cdef int64_t low = 0
     cdef int64_t high = np.PyArray_ITEMSIZE(array)
     cdef int64_t start, length, stride
     cdef uint64_t end
     cdef int i
-    cdef Arena mem = segment.mem
+    cdef FrameBytes base = bytes_of(array)
+    cdef unsigned shift = base.owner.mem.a.page_shift
     for i in range(np.PyArray_NDIM(array)):
         length, stride = np.PyArray_DIM(array, i), np.PyArray_STRIDE(array, i)
         if length == 0:
@@ -213,12 +267,12 @@ cdef int find_extent(np.ndarray array, USegment segment, extent *found) except -
             low += (length - 1) * stride
         else:
             high += (length - 1) * stride
-    start = <unsigned char *>np.PyArray_DATA(array) - mem.a.base
-    # Of an array without elements: the frame where the first would be, if there is one.
-    found.first = min((start + low) >> mem.a.page_shift, segment.first + segment.count - 1)
-    end = max((start + high - 1) >> mem.a.page_shift, <int64_t>found.first)
+    start = <unsigned char *>np.PyArray_DATA(array) - base.data
+    # Of an array without elements: the page where the first would be, if there is one.
+    found.first = min((start + low) >> shift, (base.size - 1) >> shift)
+    end = max((start + high - 1) >> shift, <int64_t>found.first)
     found.count = end - found.first + 1
-    found.offset = start - (found.first << mem.a.page_shift)
+    found.offset = start - (found.first << shift)
     found.readonly = not np.PyArray_ISWRITEABLE(array)
     found.contiguous = np.PyArray_IS_C_CONTIGUOUS(array)
     return 0
@@ -244,11 +298,15 @@ def readonly(array):
         If the array is not over frames.
     """
     cdef extent found
-    cdef USegment segment = segment_of(array) if isinstance(array, np.ndarray) else None
-    if segment is None:
+    cdef FrameBytes base = bytes_of(array) if isinstance(array, np.ndarray) else None
+    if base is None:
         raise FrameTypeError(f"{type(array).__name__} is no array over frames")
-    find_extent(array, segment, &found)
-    part = segment.part(found.first - segment.first, found.first - segment.first + found.count)
+    find_extent(array, &found)
+    if isinstance(base.owner, USegment):
+        part = (<USegment>base.owner).part(found.first, found.first + found.count)
+    else:
+        part = base.owner
+        found.offset += found.first << base.owner.mem.a.page_shift
     return array_over(
         part, np.PyArray_NDIM(array), <const int64_t *>np.PyArray_DIMS(array),
         <const int64_t *>np.PyArray_STRIDES(array), array.dtype, found.offset, True)

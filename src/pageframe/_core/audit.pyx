@@ -29,6 +29,7 @@ from pageframe._core.handle cimport end_life
 from pageframe._core.ledger cimport (
     PF_OP_NONE, PF_S_audit_busy, PF_S_audit_count, PF_S_audit_ledger, pf_step)
 from pageframe._core.meta cimport know_types
+from pageframe._core.page_table cimport count_mappings, is_node
 from pageframe._core.slot cimport (
     PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_load_acquire_u64,
     pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot, pf_slot_count, pf_slot_retire,
@@ -95,7 +96,7 @@ class FrameHolder:
     handles
         References that its handles, segments, vectors and raw references have.
     mappings
-        Entries of page tables that map the frame: 0 as long as there are no page tables.
+        Pages of its address spaces at which the frame is mapped, a reference each.
     tickets
         Messages with the frame that it has sent and nobody has loaded yet.
     """
@@ -276,12 +277,24 @@ cdef int put_right(
     return 0
 
 
+cdef uint64_t mapped_by(Arena mem, uint32_t client, uint64_t frame) noexcept nogil:
+    """At how many pages a client's spaces show a frame, by the nodes that it owns."""
+    cdef uint64_t node
+    cdef uint64_t found = 0
+    cdef ledger_walk walk = walk_ledger(mem, client)
+    while next_held(&walk, &node):
+        if is_node(&mem.a, node, 0):
+            found += count_mappings(&mem.a, node, frame)
+    return found
+
+
 cdef list holders(Arena mem, uint64_t frame):
     """Every process that holds a frame or has sent it."""
     cdef uint32_t client, i
     cdef uint64_t k
     cdef const pf_ticket *ticket
     handles = {}
+    mappings = {}
     tickets = {}
     for client in range(pf_client_count(&mem.a)):
         if pf_client_used(&mem.a, client):
@@ -290,6 +303,8 @@ cdef list holders(Arena mem, uint64_t frame):
             # A process may be more than one client.
             _, others = handles.get((info.pid, info.started), (None, 0))
             handles[info.pid, info.started] = info, others + references
+            mapped = min(references, mapped_by(mem, client, frame)) if references else 0
+            mappings[info.pid, info.started] = mappings.get((info.pid, info.started), 0) + mapped
     for i in range(mem.a.ticket_capacity):
         ticket = &mem.a.tickets[i]
         if state_of(pf_load_acquire_u64(&ticket.word)) == TICKET_FREE:
@@ -303,6 +318,7 @@ cdef list holders(Arena mem, uint64_t frame):
         info, held = handles.get(key, (None, 0))
         if held or key in tickets:
             found.append(FrameHolder(
-                pid=key[0], name=info.name if info else "gone", started=key[1], handles=held,
-                mappings=0, tickets=tickets.get(key, 0)))
+                pid=key[0], name=info.name if info else "gone", started=key[1],
+                handles=held - mappings.get(key, 0), mappings=mappings.get(key, 0),
+                tickets=tickets.get(key, 0)))
     return found

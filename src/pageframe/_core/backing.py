@@ -51,7 +51,7 @@ MEMFD = "/memfd:" + PREFIX
 NAME_MAX = 200
 
 MAGIC = b"PGFRAME\0"
-VERSION = 1
+VERSION = 2
 BYTE_ORDER = 0x01020304
 HEADER_SIZE = 576
 CHECKED = 216  # bytes that the checksum covers; it follows them

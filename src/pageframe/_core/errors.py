@@ -69,6 +69,34 @@ class MovedError(PageFrameError, ValueError):
     """The handle was dropped, or what it held was moved elsewhere."""
 
 
+class AddressInUseError(PageFrameError, ValueError):
+    """Something is mapped at the address already."""
+
+
+class NotMappedError(PageFrameError, LookupError):
+    """Nothing is mapped at the address, or nothing that may be read."""
+
+
+class RangeLockedError(PageFrameError, RuntimeError):
+    """Another cursor has addresses of the range to itself."""
+
+
+class RangeInUseError(PageFrameError, BufferError):
+    """A view rests on addresses of the range."""
+
+
+class CopyOnWriteError(PageFrameError, ValueError):
+    """A snapshot may share the page: it must be copied before it is written."""
+
+
+class SpaceClosedError(PageFrameError, ValueError):
+    """The address space, or the cursor, is closed."""
+
+
+class MapBudgetError(PageFrameError, MemoryError):
+    """The process would have more kernel mappings than it may have."""
+
+
 class ArenaClosedError(PageFrameError, ValueError):
     """The arena is closed."""
 

@@ -20,7 +20,9 @@ from pageframe._core.client import ClientInfo
 from pageframe._core.early import Kind, MemoryRegion
 from pageframe._core.frame import Frame, UFrame
 from pageframe._core.handle import Handle
+from pageframe._core.mapping import MappableFrames, Mapping, Ring
 from pageframe._core.meta import FrameMeta, UntypedFrameMeta
+from pageframe._core.page_property import PageProperty
 from pageframe._core.reap import ReapReport
 from pageframe._core.segment import Segment, USegment
 from pageframe._core.user_allocator import FrameAllocator
@@ -147,6 +149,19 @@ class PhysicalMemory(Arena):
         *,
         order: str = "C",
     ) -> FrameArray[Any, Any]: ...
+    def map(
+        self,
+        frames: MappableFrames,
+        prop: PageProperty | None = None,
+        *,
+        reserve: int | str | None = None,
+    ) -> Mapping: ...
+    def ring(
+        self,
+        size: int | str,
+        meta: UntypedFrameMeta | type[UntypedFrameMeta] | None = None,
+        zeroed: bool = True,
+    ) -> Ring: ...
     def asarray(self, array: npt.ArrayLike) -> FrameArray[Any, Any]: ...
     @property
     def size(self) -> int: ...

@@ -43,6 +43,7 @@ from pageframe._core.fork import private_arenas
 from pageframe._core.frame cimport UFrame, make_frame
 from pageframe._core.handle cimport (
     Handle, MetaSource, begin_life, get, held, meta_source, obtain_one, put, raw_add, zero_used)
+from pageframe._core.mapping cimport make_ring, map_frames
 from pageframe._core.meta cimport (
     TYPE_META_PAGE, TYPE_RESERVED, TYPE_UNTYPED, TYPE_UNUSABLE, know_types, register_builtin,
     slot_dtype, type_id_of)
@@ -631,7 +632,7 @@ cdef class PhysicalMemory(Arena):
         Returns
         -------
         list of FrameHolder
-            The sum of their handles and tickets is the frame's reference count.
+            The sum of their handles, mappings and tickets is the frame's reference count.
         """
         cdef uint64_t number
         if isinstance(frame, Handle):
@@ -649,6 +650,15 @@ cdef class PhysicalMemory(Arena):
             return False
         reap(self, True)
         return True
+
+    cdef object room_for(self, uint64_t frames, bint zeroed):
+        try:
+            return alloc_segment(self, frames, None, zeroed, None)
+        except OutOfFramesError:
+            if not (self.span or self.map_fd >= 0) or free_frames(&self.a) < <int64_t>frames:
+                raise
+        return map_frames(
+            self, alloc_frames(self, frames, None, zeroed), None, frames << self.a.page_shift)
 
     # -- figures -------------------------------------------------------------------------------
 
@@ -961,7 +971,10 @@ cdef class PhysicalMemory(Arena):
     # -- arrays --------------------------------------------------------------------------------
 
     def array(self, shape, dtype=float, *, order="C", bint zeroed=True):
-        """Allocate a NumPy array over contiguous frames.
+        """Allocate a NumPy array.
+
+        Its frames are contiguous in the arena. If no run of free frames is long enough they
+        are scattered, and mapped one behind another, as by `map`.
 
         Parameters
         ----------
@@ -982,7 +995,10 @@ cdef class PhysicalMemory(Arena):
         Raises
         ------
         OutOfFramesError
-            If no run of frames is long enough.
+            If too few frames are free; of an arena made with ``mappable=False``, if no run of
+            them is long enough.
+        MapBudgetError
+            If scattered frames would take more kernel mappings than the process may have.
         FrameTypeError
             If the data type holds objects.
         """
@@ -1014,6 +1030,65 @@ cdef class PhysicalMemory(Arena):
             As `array` does.
         """
         return array_like(self, array)
+
+    # -- mapped frames -------------------------------------------------------------------------
+
+    def map(self, frames, prop=None, *, reserve=None):
+        """Map frames, wherever they are, one behind another: as one contiguous buffer.
+
+        Parameters
+        ----------
+        frames : UFrame, USegment, FrameVec or iterable of them
+            They are moved: their references become those of the mapping. Map a ``clone()`` to
+            keep a handle.
+        prop : PageProperty, optional
+            What may be done with the pages; to be read and written by default.
+        reserve : int or str, optional
+            Bytes of addresses, so that the mapping can grow; as many as the arena has by default.
+
+        Returns
+        -------
+        Mapping
+
+        Raises
+        ------
+        ValueError
+            If there is no frame, a handle is given twice, or the pages could not be read.
+        NotAlignedError
+            If reserve is no multiple of the page size.
+        TypeError
+            If the arena was made with ``mappable=False``.
+        OutOfBoundError, FrameTypeError, MovedError, BufferError, OutOfFramesError, MapBudgetError
+            As `Mapping.append` does; the handles stay as they were. `OSError` and `MemoryError`, too.
+        """
+        return map_frames(self, frames, prop, reserve)
+
+    def ring(self, size, meta=None, bint zeroed=True):
+        """Allocate frames and map them twice in a row, so that a window on them never wraps.
+
+        Parameters
+        ----------
+        size : int or str
+            Bytes; a multiple of the page size.
+        meta : FrameMeta or type, optional
+            Metadata of the frames, untyped.
+        zeroed : bool
+            As in `alloc_frame`.
+
+        Returns
+        -------
+        Ring
+
+        Raises
+        ------
+        NotAlignedError
+            If the size is no multiple of the page size.
+        TypeError
+            If the arena was made with ``mappable=False``.
+        OutOfFramesError, MapBudgetError, MemoryError
+            If there are not enough frames, kernel mappings or addresses.
+        """
+        return make_ring(self, size, meta, zeroed)
 
     # -- closing -------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from pageframe._core.arena cimport Arena, pf_bytes_at, pf_frame_of, pf_slot_at
-from pageframe._core.array cimport array_over, extent, find_extent, segment_of
+from pageframe._core.array cimport FrameBytes, VirtualBytes, array_over, bytes_of, extent, find_extent
 from pageframe._core.array import FrameArray
 from pageframe._core.client import shared_arenas
 from pageframe._core.errors import (
@@ -36,8 +36,10 @@ from pageframe._core.errors import (
     FrameGoneError, GetFrameError)
 from pageframe._core.frame cimport Frame, UFrame, make_frame
 from pageframe._core.handle cimport begin_life, get, held, obtain_run, put
+from pageframe._core.mapping cimport map_frames
 from pageframe._core.memory import PhysicalMemory
 from pageframe._core.meta cimport TYPE_TICKET_PAGE, know_types
+from pageframe._core.page_property import PageProperty
 from pageframe._core.segment cimport Segment, USegment, make_segment
 from pageframe._core.segment cimport give_up as give_up_run
 from pageframe._core.ticket cimport issue, list_pages, redeem, serial_of
@@ -207,10 +209,17 @@ def reduce_array(np.ndarray array not None):
     cdef char *at
     cdef Py_ssize_t ndim, extents
     cdef pf_array_message shown
-    cdef USegment segment = segment_of(array)
-    if segment is None or segment.mem.fd < 0:
+    cdef USegment segment
+    cdef FrameBytes base = bytes_of(array)
+    if base is None or base.owner.mem.fd < 0:
         return array.__reduce__()
-    find_extent(array, segment, &found)
+    find_extent(array, &found)
+    if not isinstance(base.owner, USegment):
+        return load_mapped, (
+            (<VirtualBytes>base.owner).frames_of(found.first, found.count), (<object>array).shape,
+            None if found.contiguous else (<object>array).strides, array.dtype, found.offset, found.readonly)
+    segment = base.owner
+    found.first += segment.first
     dtype = array.dtype
     name = name_of(dtype)
     shown.offset = found.offset
@@ -258,6 +267,21 @@ def load_array(bytes message not None, np.dtype dtype=None):
     return array_over(
         handle_of(message), shown.ndim, words, words + shown.ndim if shown.strided else NULL, dtype,
         shown.offset, shown.readonly)
+
+
+def load_mapped(FrameVec frames not None, tuple shape, strides, np.dtype dtype not None, offset, readonly):
+    """Return an array that was pickled with its scattered frames."""
+    cdef int64_t lengths[32]
+    cdef int64_t steps[32]
+    cdef Py_ssize_t i
+    if len(shape) > 32 or (strides is not None and len(strides) != len(shape)):
+        raise ArenaDamagedError("this pickle is of no array")
+    for i in range(len(shape)):
+        lengths[i] = shape[i]
+        steps[i] = 0 if strides is None else strides[i]
+    return array_over(
+        map_frames(frames.mem, frames, PageProperty(write=not readonly), frames.size), len(shape), lengths,
+        NULL if strides is None else steps, dtype, offset, readonly)
 
 
 cdef bytes name_of(object dtype):

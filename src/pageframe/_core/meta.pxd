@@ -15,6 +15,7 @@ cdef enum:
     TYPE_RESERVED = 3
     TYPE_UNUSABLE = 4
     TYPE_TICKET_PAGE = 5
+    TYPE_PAGE_TABLE = 6
 
 
 @cython.no_gc

@@ -545,7 +545,7 @@ class FrameMeta(MetaBase, MetaView, metaclass=FrameMetaType):
     ``bytes_[n]`` (also spelled ``Annotated[bytes, n]``, which type checkers
     understand; shorter values are padded with zeros) and ``atomic_u8`` …
     ``atomic_i64``. A field without a default starts as zero. A type is fixed once
-    made; subclasses add fields. An arena has room for 59 types.
+    made; subclasses add fields. An arena has room for 58 types.
 
     Parameters
     ----------
@@ -590,6 +590,13 @@ class TicketPageMeta(FrameMeta):
     """Carried by frames that list the frames of a message in transit."""
 
     __module__ = "pageframe"
+
+
+class PageTableMeta(FrameMeta):
+    """Carried by frames that are nodes of a page table: 512 entries of 8 bytes."""
+
+    __module__ = "pageframe"
+    __annotations__ = {"level": field_type.u32, "entries": field_type.u32}
 
 
 class MetaPageMeta(FrameMeta):
@@ -764,7 +771,8 @@ cdef int register_builtin(Arena mem) except -1:
     mem.classes.append(None)    # type ids begin at 1
     mem.a.types_known = 1
     for cls in (
-            UntypedFrameMeta, MetaPageMeta, ReservedMemoryMeta, UnusableMemoryMeta, TicketPageMeta):
+            UntypedFrameMeta, MetaPageMeta, ReservedMemoryMeta, UnusableMemoryMeta, TicketPageMeta,
+            PageTableMeta):
         register_type(mem, cls)
     return 0
 
@@ -796,7 +804,7 @@ cdef MetaView meta_value(Arena mem, object meta, uint32_t *type_id):
     if not PyObject_TypeCheck(meta, <PyTypeObject *>MetaView):
         raise FrameTypeError(f"metadata must be a FrameMeta, not {type(meta).__name__}")
     type_id[0] = type_id_of(mem, type(meta))
-    if mem.a.type_info[type_id[0]].flags & PF_ARENA:
+    if mem.a.type_info[type_id[0]].flags & PF_ARENA or type_id[0] in (TYPE_TICKET_PAGE, TYPE_PAGE_TABLE):
         raise FrameTypeError(f"{type(meta).__name__} is for the arena's own frames")
     check_view(<MetaView>meta)
     if (<MetaView>meta).room < <Py_ssize_t>mem.a.type_info[type_id[0]].size:

@@ -30,5 +30,7 @@ cdef class USegment(Segment):
 
 
 cdef void give_up(Arena mem, uint64_t first, uint64_t count) noexcept
+cdef int hold_range(Arena mem, uint64_t first, uint64_t count) except -1
+cdef Segment clone_range(Arena mem, uint64_t first, uint64_t count)
 cdef Segment make_segment(Arena mem, uint64_t first, uint64_t count)
 cdef Segment alloc_segment(Arena mem, uint64_t count, object meta_fn, bint zeroed, object align)

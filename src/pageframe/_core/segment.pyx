@@ -137,6 +137,12 @@ cdef Segment make_segment(Arena mem, uint64_t first, uint64_t count):
     return segment
 
 
+cdef Segment clone_range(Arena mem, uint64_t first, uint64_t count):
+    """A handle with references of its own to frames that are held already."""
+    hold_range(mem, first, count)
+    return make_segment(mem, first, count)
+
+
 cdef int check_kind(object cls, Arena mem, uint32_t type_id) except -1:
     """USegment's class methods give untyped segments only."""
     if cls is USegment and type_id and not mem.a.type_info[type_id].flags & PF_UNTYPED:
@@ -219,8 +225,7 @@ cdef class Segment(Holder):
         """A segment of its own over frames start .. stop - 1 of this one."""
         if start >= stop:
             raise OutOfBoundError(f"a segment has at least one frame, not {start} .. {stop}")
-        hold_range(self.mem, self.first + start, stop - start)
-        return make_segment(self.mem, self.first + start, stop - start)
+        return clone_range(self.mem, self.first + start, stop - start)
 
     @classmethod
     def from_unused(cls, Arena mem not None, start, stop, meta_fn=None):
@@ -354,8 +359,7 @@ cdef class Segment(Holder):
             If a count is at the maximum; all stay as they were.
         """
         self.check()
-        hold_range(self.mem, self.first, self.count)
-        return make_segment(self.mem, self.first, self.count)
+        return clone_range(self.mem, self.first, self.count)
 
     @cython.always_allow_keywords(False)
     @cython.critical_section

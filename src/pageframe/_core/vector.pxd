@@ -22,4 +22,7 @@ cdef class FrameVec(Holder):
 
 
 cdef FrameVec empty_vec(Arena mem, Py_ssize_t count)
+cdef int claim_for(FrameVec vec, Py_ssize_t wanted) except -1
+cdef int hold_all(Arena mem, const uint64_t *frames, Py_ssize_t count) except -1
+cdef void forget_frames(FrameVec vec) noexcept
 cdef FrameVec alloc_frames(Arena mem, Py_ssize_t count, object meta_fn, bint zeroed)

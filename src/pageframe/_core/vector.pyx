@@ -114,6 +114,12 @@ cdef FrameVec empty_vec(Arena mem, Py_ssize_t count):
     return vec
 
 
+cdef void forget_frames(FrameVec vec) noexcept:
+    """Take the references out of a vector."""
+    free(vec.frames)
+    vec.frames = NULL
+
+
 cdef int claim_for(FrameVec vec, Py_ssize_t wanted) except -1:
     """Claim frames for a vector, all or none."""
     cdef Arena mem = vec.mem
