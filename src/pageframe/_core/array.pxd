@@ -32,6 +32,17 @@ cdef class FrameBytes:
     cdef bint readonly
 
 
+cdef enum:
+    MAX_DIMS = 32       # what all versions of NumPy can hold
+
+
+cdef struct geometry:
+    int ndim
+    int64_t lengths[MAX_DIMS]
+    int64_t strides[MAX_DIMS]   # in FORTRAN's order; C's needs none
+    uint64_t size               # bytes
+
+
 cdef struct extent:
     uint64_t first      # pages of the owner that the elements of an array lie in
     uint64_t count
@@ -41,6 +52,7 @@ cdef struct extent:
 
 cdef object new_array(Arena mem, object shape, object dtype, object order, bint zeroed)
 cdef object array_like(Arena mem, object source)
+cdef int lay_out(geometry *found, object shape, object dtype, object order) except -1
 cdef object array_in(Holder owner, object shape, object dtype, object order)
 cdef object array_over(
     Holder owner, int ndim, const int64_t *lengths, const int64_t *strides, np.dtype dtype,

@@ -31,9 +31,6 @@ cdef extern from "numpy/arrayobject.h":
     object PyArray_NewFromDescr(
         PyTypeObject *, np.dtype, int, np.npy_intp *, np.npy_intp *, void *, int, PyObject *)
 
-cdef enum:
-    MAX_DIMS = 32       # what all versions of NumPy can hold
-
 np.import_array()
 
 
@@ -69,13 +66,6 @@ class FrameArray(numpy.ndarray):
     def __array_wrap__(self, array, context=None, return_scalar=False):
         """Leave what is computed from the array an ordinary one."""
         return array[()] if return_scalar else array
-
-
-cdef struct geometry:
-    int ndim
-    int64_t lengths[MAX_DIMS]
-    int64_t strides[MAX_DIMS]
-    uint64_t size
 
 
 cdef int lay_out(geometry *found, object shape, object dtype, object order) except -1:

@@ -28,7 +28,8 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from pageframe._core.arena cimport Arena, pf_bytes_at, pf_frame_of, pf_slot_at
-from pageframe._core.array cimport FrameBytes, VirtualBytes, array_over, bytes_of, extent, find_extent
+from pageframe._core.array cimport (
+    MAX_DIMS, FrameBytes, VirtualBytes, array_over, bytes_of, extent, find_extent)
 from pageframe._core.array import FrameArray
 from pageframe._core.client import shared_arenas
 from pageframe._core.errors import (
@@ -271,10 +272,10 @@ def load_array(bytes message not None, np.dtype dtype=None):
 
 def load_mapped(FrameVec frames not None, tuple shape, strides, np.dtype dtype not None, offset, readonly):
     """Return an array that was pickled with its scattered frames."""
-    cdef int64_t lengths[32]
-    cdef int64_t steps[32]
+    cdef int64_t lengths[MAX_DIMS]
+    cdef int64_t steps[MAX_DIMS]
     cdef Py_ssize_t i
-    if len(shape) > 32 or (strides is not None and len(strides) != len(shape)):
+    if len(shape) > MAX_DIMS or (strides is not None and len(strides) != len(shape)):
         raise ArenaDamagedError("this pickle is of no array")
     for i in range(len(shape)):
         lengths[i] = shape[i]

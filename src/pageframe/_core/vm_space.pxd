@@ -48,6 +48,7 @@ cdef class RangeLock:
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class VmCursor:
     """A place in a range of a space, which the cursor has to itself."""
     cdef readonly VmSpace space

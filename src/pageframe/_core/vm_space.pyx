@@ -38,7 +38,7 @@ from libc.string cimport memcpy, memset, strerror
 
 from pageframe._core.arena cimport (
     PF_UNTYPED, Arena, as_int, fill_buffer, pf_bytes_at, pf_frame_of, pf_slot_at, pf_type_flags)
-from pageframe._core.array cimport VirtualBytes, array_in
+from pageframe._core.array cimport VirtualBytes, array_over, geometry, lay_out
 from pageframe._core.early import parse_size
 from pageframe._core.errors import (
     AddressInUseError, CopyOnWriteError, FrameTypeError, NotAlignedError, NotMappedError, OutOfBoundError,
@@ -507,18 +507,23 @@ cdef class VmSpace:
         NotMappedError
             If a page is not mapped, or can't be read.
         NotAlignedError, OutOfBoundError
-            If there is no page at this address, or the array does not fit into what is mapped from there on.
+            If there is no page at this address, or the array would end behind the space.
+        FrameTypeError
+            If the data type holds objects.
         """
-        cdef uint64_t first, end
-        dtype = numpy.dtype(dtype)
-        size = max(1, dtype.itemsize * int(numpy.prod(shape, dtype=object)))
+        cdef uint64_t first, pages
+        cdef geometry layout
         va = as_int(va)
+        dtype = numpy.dtype(dtype)
+        lay_out(&layout, shape, dtype, order)
         self.check()
         first = self.page_at(va)
-        if size > self.where.size - va:
-            raise OutOfBoundError(f"an array of {size} bytes at {va:#x} ends behind the space")
-        end = self.page_at(va + -(-size >> self.mem.a.page_shift << self.mem.a.page_shift))
-        return array_in(new_view(self, first, end), shape, dtype, order)
+        pages = max(<uint64_t>1, (layout.size + (1ull << self.mem.a.page_shift) - 1) >> self.mem.a.page_shift)
+        if pages > self.pages - first:
+            raise OutOfBoundError(f"an array of {layout.size} bytes at {va:#x} ends behind the space")
+        return array_over(
+            new_view(self, first, first + pages), layout.ndim, layout.lengths,
+            layout.strides if order == "F" else NULL, dtype, 0, False)
 
     # -- changes -------------------------------------------------------------------------------
 
@@ -854,6 +859,7 @@ cdef class VmItem:
 
 
 @cython.final
+@cython.no_gc_clear     # its end must find the space, to unlock the range
 cdef class VmCursor:
     """A cursor over a range of a `VmSpace`, which no other cursor overlaps until it is closed.
 
@@ -934,11 +940,12 @@ cdef class VmCursor:
         self.check()
         if self.at == self.held.stop:
             raise OutOfBoundError(f"the cursor is at the end of {self.range}")
-        entry = lookup(&space.table, self.at, &level)
+        item = VmItem.__new__(VmItem)
+        with cython.critical_section(space):
+            entry = lookup(&space.table, self.at, &level)
         if not entry:
             return None
         shift = space.mem.a.page_shift
-        item = VmItem.__new__(VmItem)
         first = max(self.at & ~(span(level) - 1), self.held.first)
         stop = min((self.at | (span(level) - 1)) + 1, self.held.stop)
         frame = frame_of_entry(entry) + (first & (span(level) - 1))
@@ -974,7 +981,8 @@ cdef class VmCursor:
             nbytes = as_int(nbytes)
         self.check()
         stop = self.held.stop if nbytes is None else self.end_of(nbytes)
-        page = next_mapped(&self.space.table, self.at, stop)
+        with cython.critical_section(self.space):
+            page = next_mapped(&self.space.table, self.at, stop)
         if page == stop:
             return None
         self.at = page
@@ -1182,6 +1190,7 @@ cdef class VmView(VirtualBytes):
                 space.tear_down()
 
 
+@cython.critical_section
 cdef VmView new_view(VmSpace space, uint64_t first, uint64_t stop):
     """A view of a range all of which is mapped."""
     cdef VmView view = VmView.__new__(VmView)
