@@ -989,7 +989,7 @@ def test_the_registry_refuses_more_types_than_it_has_room_for_in_every_process(n
     """
     with PhysicalMemory.create(MIB, name) as mem:
         told = run(script, name)
-        assert told.startswith("64 no room to register __main__.T59: the arena has its 64 types already")
+        assert told.startswith("64 no room to register __main__.T58: the arena has its 64 types already")
         assert len(mem.types) == 64
         with pytest.raises(pageframe.FrameTypeError, match="its 64 types already"):
             mem.alloc_frame(Page)
