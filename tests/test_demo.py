@@ -223,8 +223,8 @@ def test_all_frames_return_to_the_arena(tree):
     free = mem.free_frames
     with PageCache(mem) as cache:
         result = run(cache, find_files(tree)[0])
-        assert mem.used_frames == USABLE
         assert result.stats.used_frames == USABLE
+        assert mem.used_frames == len(cache) > 0
     assert (mem.used_frames, mem.free_frames) == (0, free)
     mem.close()
     assert mem.closed
@@ -279,6 +279,127 @@ def test_readings_feed_the_digests(tree, cache):
         assert (digest.value, digest.size) == (hashlib.sha256(data).digest(), len(data))
 
 
+# -- one array ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large():
+    with pageframe.PhysicalMemory("2 MiB") as mem, PageCache(mem) as cache:
+        yield cache
+
+
+def read_in_turns(cache, paths):
+    """Read files page by page in turns, so that no two pages of one lie beside each other."""
+    for size in range(PAGE, max(path.stat().st_size for path in paths) + PAGE, PAGE):
+        for path in paths:
+            data = path.read_bytes()
+            path.write_bytes(data[:size])
+            if cache._files.get(path) is not None:
+                cache._files[path].pages = None
+            cache.read(path, len)
+            path.write_bytes(data)
+
+
+def test_scattered_pages_are_one_array(large, tmp_path):
+    sizes = (20 * PAGE, 9 * PAGE + 7)
+    paths = [tmp_path / f"{i}" for i in range(len(sizes))]
+    for i, path in enumerate(paths):
+        path.write_bytes(content(sizes[i], i))
+    read_in_turns(large, paths)
+    before = large.mem.used_frames
+    for path, size, pages_of_it in zip(paths, sizes, (20, 10), strict=True):
+        assert large.pages(path) == pages_of_it
+        with large.mapped(path) as (mapping, found):
+            assert found == size
+            assert mapping.array(size).tobytes() == path.read_bytes()
+            assert mapping.size == pages_of_it * PAGE
+            assert mapping.kernel_mappings > pages_of_it // 2
+    # The cache has all its pages still, and the page table has gone.
+    assert large.mem.used_frames == before == len(large) == 30
+    misses = large.misses
+    assert [b"".join(pages(large, path)) for path in paths] == [content(n, i) for i, n in enumerate(sizes)]
+    assert large.misses == misses
+
+
+def test_pages_give_way_to_the_page_table_and_not_those_that_are_mapped(mem, cache, tmp_path):
+    paths = [tmp_path / f"{i}" for i in range(3)]
+    for i, path in enumerate(paths):
+        path.write_bytes(content(2 * PAGE, i))
+    (tmp_path / "3").write_bytes(content(2 * PAGE - 1, 3))
+    for path in [tmp_path / "3", *paths]:
+        cache.read(path, len)
+    assert mem.free_frames == 0
+    with cache.mapped(tmp_path / "3") as (mapping, size):
+        assert mapping.array(size).tobytes() == content(2 * PAGE - 1, 3)
+        assert cache.evictions == 4
+    assert [cache.pages(path) for path in [tmp_path / "3", *paths]] == [2, None, None, 2]
+    assert mem.used_frames == len(cache) == 4
+
+
+def test_pages_are_cached_still_if_the_page_table_finds_no_frames(mem, cache, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(content(USABLE * PAGE))
+    cache.read(path, len)
+    with pytest.raises(pageframe.OutOfFramesError), cache.mapped(path):
+        pass
+    assert cache.pages(path) == USABLE == len(cache)
+    assert (
+        demo.show_array(cache, {SourceFile(path, 1): demo.plain_digest(path, memoryview(bytearray(9)))})
+        is None
+    )
+
+
+def test_pages_are_known_only_of_files_that_are_all_cached(cache, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(content(3 * PAGE))
+    assert cache.pages(path) is None
+    cache.read(path, len)
+    assert cache.pages(path) == 3
+    cache._evict().drop()
+    assert cache.pages(path) is None
+
+
+def test_the_largest_cached_file_is_shown_as_an_array(tree, large):
+    files, _ = find_files(tree)
+    result = run(large, files)
+    assert result.array.path == tree / "d1" / "file7"
+    assert (result.array.pages, result.array.right) == (40, True)
+    assert 1 <= result.array.kernel_mappings <= 40
+    assert pageframe.map_budget()[0] == 0
+    assert result.mismatches == []
+
+
+def test_files_of_too_many_pages_are_not_shown(tree, large, monkeypatch):
+    monkeypatch.setattr(demo, "ARRAY_PAGES", 39)
+    result = run(large, find_files(tree)[0])
+    assert result.array.path == tree / "d0" / "file6"
+    assert result.array.pages == 8
+
+
+def test_nothing_is_shown_where_the_pages_of_the_system_are_larger(tree, large, monkeypatch):
+    monkeypatch.setattr(demo.mmap, "PAGESIZE", 2 * PAGE)
+    assert run(large, find_files(tree)[0]).array is None
+    assert row(invoke("demo", tree).stdout, "one array")[0] == "none"
+
+
+def test_wrong_byte_of_the_array_is_a_mismatch(tree, monkeypatch):
+    mapped = PageCache.mapped
+
+    @contextmanager
+    def spoil(cache, path):
+        with mapped(cache, path) as (mapping, size):
+            mapping.array(size)[-1] ^= 1
+            yield mapping, size
+
+    monkeypatch.setattr(PageCache, "mapped", spoil)
+    result = invoke("demo", tree)
+    assert result.exit_code == 1
+    assert row(result.stdout, "mismatches") == ["0", "0"]
+    assert " ".join(row(result.stdout, "one array")).endswith("digest wrong")
+    assert "1 file with a digest unlike that of plain reading:" in result.stdout
+    assert str(tree / "d1" / "file7") in result.stdout
+
+
 # -- the command -------------------------------------------------------------------------------
 
 
@@ -293,6 +414,7 @@ def test_demo_reads_a_tree(tree):
     assert row(result.stdout, "digests compared") == [str(len(SIZES))] * 2
     assert row(result.stdout, "mismatches") == ["0", "0"]
     assert row(result.stdout, "frames used") == ["8", "of", "8", "usable", "(100.0%)"]
+    assert " ".join(row(result.stdout, "one array")) == "1 page in 1 kernel mapping, digest right"
     assert len(row(result.stdout, "throughput")) == 8
 
 
@@ -465,6 +587,15 @@ def test_strange_names_are_printed(tree):
     result = command("demo", (tree / "d0").rename(tree / os.fsdecode(b"[bold]\xff\n")))
     assert result.returncode == 0, result.stderr
     assert "[bold]\\udcff\\n" in result.stdout
+
+
+def test_long_names_leave_the_tables_as_wide_as_the_terminal(tmp_path):
+    path = tmp_path / ("n" * 250)
+    path.write_bytes(content(PAGE))
+    result = command("demo", path)
+    assert result.returncode == 0, result.stderr
+    assert row(result.stdout, "one array")[:2] == ["1", "page"]
+    assert all(len(line) <= 80 for line in result.stdout.splitlines() if "Files under" not in line)
 
 
 def test_missing_path(tmp_path):

@@ -259,6 +259,87 @@ def test_progress_reaches_the_total(tree):
     assert done == {stage: [len(SIZES), sum(SIZES)] for stage in cli.STAGES}
 
 
+# -- one array ---------------------------------------------------------------------------------
+
+
+def watch_kept(monkeypatch):
+    """Return a list that is filled with what each job has kept in the end: offsets of pieces."""
+    show_array = shared_demo._Job.show_array
+    kept = []
+
+    def watch(job, buffer):
+        kept.append({part: segment.start_paddr for part, segment in job.kept.items()})
+        return show_array(job, buffer)
+
+    monkeypatch.setattr(shared_demo._Job, "show_array", watch)
+    return kept
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_pieces_of_a_file_are_one_array(tmp_path, monkeypatch, workers):
+    """Small files between its pieces, and a worker that is killed with some."""
+    size = (1 << 20) + 7
+    (tmp_path / "large").write_bytes(np.random.default_rng(0).bytes(size))
+    for i in range(100):
+        (tmp_path / f"small{i}").write_bytes(b"%d" % i)
+    kept = watch_kept(monkeypatch)
+    result = run_tree(tmp_path, 3000 * PAGE, workers)
+    all_right(result, 101)
+    assert result.array.path == tmp_path / "large"
+    assert (result.array.pages, result.array.right) == (257, True)
+    assert len(kept[0]) > 1 or workers == 1
+    assert 1 <= result.array.kernel_mappings <= len(kept[0])
+    assert result.mismatches == []
+
+
+def test_file_of_the_array_takes_an_eighth_of_the_frames_at_the_most(tree):
+    result = run_tree(tree)
+    assert result.array.path == tree / "d1" / "file7"
+    tiny = run_tree(tree, 64 << 10)
+    assert tiny.array is None or tiny.array.pages == 1
+    assert run_tree(tree / "d0" / "file0").array is None  # it is empty
+
+
+def test_no_array_of_a_file_that_has_grown(tree, monkeypatch):
+    do = shared_demo._Job.do
+
+    def grow_then_do(job, wanted):
+        with (tree / "d1" / "file7").open("ab") as file:
+            file.write(b"more")
+        do(job, wanted)
+
+    monkeypatch.setattr(shared_demo._Job, "do", grow_then_do)
+    assert run_tree(tree).array is None
+
+
+def test_no_array_of_a_file_that_is_gone(tree, monkeypatch):
+    show_array = shared_demo._Job.show_array
+
+    def lose(job, buffer):
+        (tree / "d1" / "file7").unlink()
+        return show_array(job, buffer)
+
+    monkeypatch.setattr(shared_demo._Job, "show_array", lose)
+    result = run_tree(tree)
+    assert result.array is None
+    assert [skipped.path.name for skipped in result.skipped] == ["file7"]
+
+
+def test_wrong_byte_of_the_array_is_a_mismatch(tree, monkeypatch):
+    show_array = shared_demo._Job.show_array
+
+    def spoil(job, buffer):
+        memoryview(job.kept[0])[7] ^= 1
+        return show_array(job, buffer)
+
+    monkeypatch.setattr(shared_demo._Job, "show_array", spoil)
+    result = invoke(tree, "--limit", LIMIT)
+    assert result.exit_code == 1
+    assert row(result.stdout, "mismatches") == ["0"]
+    assert " ".join(row(result.stdout, "one array")).endswith("digest wrong")
+    assert str(tree / "d1" / "file7") in result.stdout
+
+
 # -- deaths ------------------------------------------------------------------------------------
 
 
@@ -378,6 +459,7 @@ def test_shared_job_is_the_default(tree):
     assert f"{held}   FilePiece" in stdout
     assert row(stdout, "audit")[:2] == ["nothing", "found"]
     assert row(stdout, "still held")[:2] == ["0", "frames"]
+    assert " ".join(row(stdout, "one array")).endswith("digest right")
     assert int(row(stdout, "handed over")[0].replace(",", "")) >= sum(SIZES)
     assert int(row(stdout, "copied through pipes")[0].replace(",", "")) < 10_000
     # An arena without a name lives as long as a process that has it: none is left.

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from pageframe import OutOfFramesError, PhysicalMemory, parse_size, shared_demo
 from pageframe import demo as cache_demo
-from pageframe.demo import DemoResult, PageCache, Reading, SkippedFile, SourceFile, find_files
+from pageframe.demo import DemoResult, OneArray, PageCache, Reading, SkippedFile, SourceFile, find_files
 from pageframe.observe.picture import Snapshot, draw_snapshot, require_matplotlib, take_snapshot
 from pageframe.shared_demo import MAX_WORKERS, SharedResult, WorkerError, create_arena
 
@@ -113,6 +113,9 @@ def demo(
     process: a frame holds a page of 4 KiB, and the least recently used is
     evicted when frames run out.
 
+    Either way the scattered frames of one file are mapped in the end, and
+    hashed as a single contiguous array.
+
     The exit code is 1 if any digest differs or an audit of the shared arena
     finds anything, and 2 if PATH, SIZE, N or FILE.png can't be used or the
     workers keep dying.
@@ -140,7 +143,7 @@ def demo(
             except (WorkerError, OutOfFramesError) as error:
                 fail(f"--workers {workers}: {error}")
             tables, all_skipped = shared_tables(shared), shared.skipped
-            mismatches, sound = shared.shared.mismatches, shared.sound
+            mismatches, sound = shared.mismatches, shared.sound
         else:
             result, snapshot = read_files(mem, files, picture is not None)
             tables, all_skipped = [readings_table(result), arena_table(result)], result.skipped
@@ -183,13 +186,21 @@ def read_files(
     mem: PhysicalMemory, files: list[SourceFile], picture: bool
 ) -> tuple[DemoResult, Snapshot | None]:
     """Run the demonstration of a page cache and show how far it is."""
+    snapshots: list[Snapshot] = []
+
+    def full(mem: PhysicalMemory) -> None:
+        if picture:
+            snapshots.append(take_snapshot(mem))
+
     with PageCache(mem) as cache:
         result = with_progress(
             READINGS,
             files,
-            lambda advance: cache_demo.run(cache, files, lambda number, file: advance(number, 1, file.size)),
+            lambda advance: cache_demo.run(
+                cache, files, lambda number, file: advance(number, 1, file.size), full
+            ),
         )
-        return result, take_snapshot(mem) if picture else None
+    return result, snapshots[0] if snapshots else None
 
 
 def share_files(
@@ -347,7 +358,21 @@ def arena_table(result: DemoResult) -> Table:
     table.add_row(
         "metadata overhead", f"{stats.overhead:,} bytes", f"{stats.overhead / stats.size:.2%} of the arena"
     )
+    add_array(table, result.array)
     return table
+
+
+def add_array(table: Table, array: OneArray | None) -> None:
+    """Add what became of the file whose frames were mapped one behind another."""
+    if array is None:
+        table.add_row("one array", "none", "no file could be shown as one")
+        return
+    table.add_row(
+        "one array",
+        number(array.pages, "page"),
+        f"in {number(array.kernel_mappings, 'kernel mapping')}, digest {'right' if array.right else 'wrong'}",
+    )
+    table.add_row("", "", Text(f"of {shown(Path(array.path.name))}", overflow="ellipsis"))
 
 
 def shared_tables(result: SharedResult) -> list[Table]:
@@ -408,6 +433,7 @@ def sharing_table(result: SharedResult) -> Table:
     table.add_row(
         "read again", number(result.lost_pieces, "piece"), f"of {number(result.lost_bytes, 'byte')}"
     )
+    add_array(table, result.array)
     table.add_row("audit", *audit_row(result))
     table.add_row("still held", number(result.frames_left, "frame"), "after the workers have left")
     return table

@@ -13,13 +13,18 @@ turn comes.  Backwards, the pages that were read last come first.
 Whoever reads a file first may find it on the disk only, and the other one finds
 it in the memory of the system, so plain reading and reading through frames take
 turns at being first.
+
+In the end the pages of one file, which lie wherever there was a frame, are mapped one
+behind another: a single array, whose digest is that of the file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import stat
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -28,8 +33,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pageframe import (
     ArenaStats,
+    FrameVec,
     Link,
     LinkedList,
+    Mapping,
     OutOfFramesError,
     PhysicalMemory,
     UniqueFrame,
@@ -38,14 +45,19 @@ from pageframe import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from typing import Self
+
+    from pageframe import Frame
 
 READ_AHEAD = 32
 """Pages read by one system call, at the most."""
 
 PLAIN_CHUNK = 1 << 18
 """Bytes that plain reading reads at a time."""
+
+ARRAY_PAGES = 1024
+"""Pages that are shown as a single array, at the most."""
 
 
 class CachedPage(Link, UntypedFrameMeta):
@@ -163,6 +175,67 @@ class PageCache:
             if descriptor >= 0:
                 os.close(descriptor)
         return size
+
+    def pages(self, path: Path) -> int | None:
+        """Return the number of pages of a file all of which are in the cache; None if some are not."""
+        file = self._files.get(path)
+        if file is None or file.pages is None:
+            return None
+        return file.pages if all((file.number, i) in self._paddrs for i in range(file.pages)) else None
+
+    @contextmanager
+    def mapped(self, path: Path) -> Iterator[tuple[Mapping, int]]:
+        """Show a file, all pages of which are in the cache, as one contiguous buffer.
+
+        The pages stay in the cache, in front, and are not copied.  If there is no frame
+        for the page table pages of other files are evicted.
+
+        Parameters
+        ----------
+        path
+            A file of which `pages` says that it has one at least.
+
+        Yields
+        ------
+        mapping
+            The pages.  No view of it may live on.
+        size
+            Bytes that belong to the file.
+
+        Raises
+        ------
+        OutOfFramesError
+            If there is no frame for the page table, and the cache has no other page to evict.
+        MapBudgetError
+            If the pages take more kernel mappings than the process may have.
+        """
+        file = self._files[path]
+        frames: list[Frame[CachedPage]] = []
+        size = 0
+        # Frames in hand are not in the cache, so nothing evicts them.
+        for index in range(file.pages or 0):
+            frame = self._take(self._paddrs[file.number, index])
+            size += frame.meta.length
+            frames.append(frame.share())
+        try:
+            with (
+                FrameVec.from_frames(frame.clone() for frame in frames) as clones,
+                self._map(clones) as mapping,
+            ):
+                yield mapping, size
+        finally:
+            for kept in reversed(frames):
+                self._lru.push_front(kept.try_unique())
+
+    def _map(self, frames: FrameVec[CachedPage]) -> Mapping:
+        """Map frames; pages give way to the page table."""
+        while True:
+            try:
+                return self.mem.map(frames, reserve=frames.size)
+            except OutOfFramesError:
+                if not self._lru:
+                    raise
+                self._evict().drop()
 
     def _read_ahead(self, file: _CachedFile, descriptor: int, index: int) -> list[UniqueFrame[CachedPage]]:
         """Read from a missing page on, up to the next cached one; no frames at the end of the file."""
@@ -380,6 +453,28 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class OneArray:
+    """A file whose scattered pages were mapped one behind another, and hashed as a single array.
+
+    Attributes
+    ----------
+    path
+        The file.
+    pages
+        How many it has.
+    kernel_mappings
+        How many kernel mappings show them: those that are contiguous take one together.
+    right
+        Whether the digest was that of plain reading.
+    """
+
+    path: Path
+    pages: int
+    kernel_mappings: int
+    right: bool
+
+
+@dataclass(frozen=True)
 class DemoResult:
     """What a run of the demonstration found.
 
@@ -393,6 +488,8 @@ class DemoResult:
         Files that could not be read.
     stats
         Figures of the arena, taken while the cache held all that it could.
+    array
+        The file that was shown as a single array; None if none could be.
     """
 
     plain_first: Reading
@@ -401,11 +498,18 @@ class DemoResult:
     second: Reading
     skipped: list[SkippedFile]
     stats: ArenaStats
+    array: OneArray | None
 
     @property
     def mismatches(self) -> list[Path]:
-        """Files with a wrong digest in either reading, each once."""
-        return list(dict.fromkeys(self.first.mismatches + self.second.mismatches))
+        """Files with a wrong digest in either reading, or as an array, each once."""
+        return all_mismatches(self.first.mismatches + self.second.mismatches, self.array)
+
+
+def all_mismatches(mismatches: list[Path], array: OneArray | None) -> list[Path]:
+    """Return files with a wrong digest, that of the array included, each once."""
+    wrong = [array.path] if array is not None and not array.right else []
+    return list(dict.fromkeys(mismatches + wrong))
 
 
 def plain_digest(path: Path, buffer: memoryview) -> Digest:
@@ -428,10 +532,50 @@ def frame_digest(path: Path, cache: PageCache) -> Digest:
     return Digest(sha.digest(), size, perf_counter() - begin)
 
 
+def hash_mapped(path: Path, mapping: Mapping, size: int, expected: bytes) -> OneArray:
+    """Hash the first bytes of a mapping as one array; the rest of its last page is not the file's."""
+    digest = hashlib.sha256(mapping.array(size).data).digest()
+    return OneArray(path, len(mapping.frames), mapping.kernel_mappings, digest == expected)
+
+
+def can_map(mem: PhysicalMemory) -> bool:
+    """Whether frames of an arena can be mapped: none smaller than the system's pages can."""
+    return mem.page_size >= mmap.PAGESIZE
+
+
+def show_array(cache: PageCache, expected: dict[SourceFile, Digest]) -> OneArray | None:
+    """Hash the largest file that can be shown as a single array from the pages of a cache.
+
+    Parameters
+    ----------
+    cache
+        The cache.  It may lose pages of other files to the page table.
+    expected
+        Digests of plain reading.
+
+    Returns
+    -------
+    OneArray or None
+        None if no file is all in the cache, or there are no frames for the page table.
+    """
+    room = len(cache) + cache.mem.free_frames
+    most = min(ARRAY_PAGES, room // 2)  # the page table takes frames, too
+    cached = [(pages, file) for file in expected if (pages := cache.pages(file.path)) and pages <= most]
+    if not cached or not can_map(cache.mem):
+        return None
+    _, file = max(cached)
+    try:
+        with cache.mapped(file.path) as (mapping, size):
+            return hash_mapped(file.path, mapping, size, expected[file].value)
+    except OutOfFramesError:
+        return None
+
+
 def run(
     cache: PageCache,
     files: Sequence[SourceFile],
     progress: Callable[[int, SourceFile], None] = lambda reading, file: None,
+    full: Callable[[PhysicalMemory], None] = lambda mem: None,
 ) -> DemoResult:
     """Read all files twice through a cache and compare every digest with plain reading.
 
@@ -447,6 +591,8 @@ def run(
     progress
         Called after each file, read or skipped, with the number of the reading, 1 or
         2, and the file.
+    full
+        Called with the arena while the cache holds all that it can.
     """
     buffer = memoryview(bytearray(PLAIN_CHUNK))
     plain_first = Reading()
@@ -488,4 +634,7 @@ def run(
         progress(2, file)
     second.count(cache, first)
 
-    return DemoResult(plain_first, plain_second, first, second, skipped, cache.mem.stats())
+    stats = cache.mem.stats()
+    full(cache.mem)
+    array = show_array(cache, expected)
+    return DemoResult(plain_first, plain_second, first, second, skipped, stats, array)

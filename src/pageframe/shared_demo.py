@@ -17,6 +17,10 @@ of its own, which is compared with that of plain reading of the same bytes.  A s
 holds as many pieces as have room, each at the beginning of a frame, whose metadata say
 what it is.
 
+One array.  This process keeps references of its own to the pieces of one file, which lie
+where there was room for each.  In the end it maps them one behind another and hashes the
+file as a single array.
+
 Room.  Frames are finite, so a batch is read only if there is room for its frames and
 for those of its digests; otherwise this process waits for an answer.  That also means
 that a worker always finds frames for its answer.
@@ -65,7 +69,18 @@ from pageframe import (
     atomic_u32,
     u32,
 )
-from pageframe.demo import PLAIN_CHUNK, Reading, SkippedFile, SourceFile
+from pageframe.demo import (
+    ARRAY_PAGES,
+    PLAIN_CHUNK,
+    OneArray,
+    Reading,
+    SkippedFile,
+    SourceFile,
+    all_mismatches,
+    can_map,
+    hash_mapped,
+    plain_digest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -208,6 +223,8 @@ class SharedResult:
         What was read again because a worker died with it.
     returned
         Messages of dead workers that were taken back unread, with their frames.
+    array
+        The file that was shown as a single array; None if there was none that could be.
     audit
         What an audit found after the workers had left.
     frames_left
@@ -235,9 +252,15 @@ class SharedResult:
     lost_pieces: int = 0
     lost_bytes: int = 0
     returned: int = 0
+    array: OneArray | None = None
     audit: AuditReport | None = None
     frames_left: int = 0
     stats: ArenaStats | None = None
+
+    @property
+    def mismatches(self) -> list[Path]:
+        """Files with a wrong digest, by a worker or as an array, each once."""
+        return all_mismatches(self.shared.mismatches, self.array)
 
     @property
     def sound(self) -> bool:
@@ -551,6 +574,8 @@ class _Job:
         self.unhashed: dict[int, int] = {}  # file -> pieces that were read and have no digest yet
         self.complete: set[int] = set()  # files of which all pieces were read
         self.ended: set[int] = set()  # files of which the progress was told
+        self.shown = -1  # the file that will be shown as an array
+        self.kept: dict[int, USegment[FilePiece]] = {}  # its pieces, by their parts
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -579,6 +604,7 @@ class _Job:
             if batch.segment is not None:
                 batch.segment.drop()
         self.returned.clear()
+        self.drop_kept()
 
     def start_worker(self) -> None:
         self.started += 1
@@ -703,6 +729,7 @@ class _Job:
         for file in range(len(self.files)):
             if file not in wanted:
                 self.end_file(file)
+        self.choose_shown()
         begin = perf_counter()
         while self.working():
             free = [worker for worker in self.workers if worker.ready and len(worker.batches) < AHEAD]
@@ -819,6 +846,8 @@ class _Job:
         batch.hold = half and self.victim is None and self.result.killed is None
         if batch.hold:
             self.victim = worker
+        else:
+            self.keep(batch)
         # Pickled here, not by the queue, since the message is kept. It holds the frames from now on.
         with batch.segment:
             batch.message = pickle.dumps((batch.number, batch.segment, batch.hold))
@@ -828,6 +857,52 @@ class _Job:
         self.result.segments += 1
         self.result.bytes_handed += batch.size
         self.result.bytes_piped += len(batch.message)
+
+    # -- one array -----------------------------------------------------------------------------
+
+    def choose_shown(self) -> None:
+        """Choose the largest file whose pages may be held until the end, and set room aside for it."""
+        most = min(ARRAY_PAGES, self.room // 8) * self.mem.page_size if can_map(self.mem) else 0
+        sizes = {file: self.files[file].size for file in sorted(self.wanted)}
+        self.shown = max(
+            (file for file in sizes if 0 < sizes[file] <= most), key=sizes.__getitem__, default=-1
+        )
+        if self.shown >= 0:
+            self.room -= pages_of(sizes[self.shown], self.mem.page_size)
+
+    def keep(self, batch: _Batch) -> None:
+        """Keep the pieces of that file, as long as they are as many and as long as they were found."""
+        assert batch.segment is not None
+        page_size = self.mem.page_size
+        if all(self.pieces[number].file != self.shown for number in batch.pieces):
+            return
+        for number, start, length in pieces_in(batch.segment, page_size):
+            file, part = self.pieces[number]
+            wanted = min(self.piece_size, self.files[file].size - part * self.piece_size)
+            if file == self.shown and part not in self.kept and length == wanted:
+                stop = start + pages_of(length, page_size) * page_size
+                self.kept[part] = batch.segment.slice(start, stop)
+
+    def show_array(self, buffer: memoryview) -> OneArray | None:
+        """Map the pieces one behind another, if there are all, and hash the file as a single array."""
+        path, size = self.files[self.shown] if self.kept else (None, 0)
+        if path is None or len(self.kept) != -(-size // self.piece_size):
+            return None
+        try:
+            expected = plain_digest(path, buffer).value
+            pieces = [self.kept[part].clone() for part in sorted(self.kept)]
+            with self.mem.map(pieces, reserve=sum(piece.size for piece in pieces)) as mapping:
+                return hash_mapped(path, mapping, size, expected)
+        except (OSError, OutOfFramesError):
+            return None  # the file is gone, as the next reading will find, or all frames are held
+        finally:
+            self.drop_kept()
+
+    def drop_kept(self) -> None:
+        """Let go of the pieces that were kept."""
+        for piece in self.kept.values():
+            piece.drop()
+        self.kept.clear()
 
     def stop(self) -> None:
         """Tell the workers to leave, then audit the arena."""
@@ -909,6 +984,7 @@ def run(
         for number in range(len(files)):
             read_plainly(PLAIN, number, result.plain_first)
         job.do(set(expected))
+        result.array = job.show_array(buffer)
         job.stop()
         for number in range(len(files)):
             if number in job.wanted:
