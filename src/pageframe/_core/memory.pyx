@@ -1102,8 +1102,8 @@ cdef class PhysicalMemory(Arena):
         Raises
         ------
         ArenaInUseError
-            If handles, views or raw references of this process still hold frames;
-            says how many.
+            If handles, mappings, views or raw references of this process still hold
+            frames; says how many.
         """
         cdef census c
         cdef uint64_t used

@@ -593,7 +593,15 @@ class TicketPageMeta(FrameMeta):
 
 
 class PageTableMeta(FrameMeta):
-    """Carried by frames that are nodes of a page table: 512 entries of 8 bytes."""
+    """Carried by frames that are nodes of a page table: 512 entries of 8 bytes.
+
+    Attributes
+    ----------
+    level
+        1 to 4, which is that of the root.
+    entries
+        How many are in use.
+    """
 
     __module__ = "pageframe"
     __annotations__ = {"level": field_type.u32, "entries": field_type.u32}
