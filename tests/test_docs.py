@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pageframe import Frame, PageTableMeta, PhysicalMemory, Segment, VmSpace
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 EXAMPLES = [
@@ -60,3 +62,32 @@ def test_pictures_are_shown_and_have_a_background(picture):
     assert [background.get("width"), background.get("height")] == root.get("viewBox").split()[2:]
     assert background.get("fill") == "#fff"
     assert any(f"({picture.name})" in page.read_text() for page in PAGES)
+
+
+def test_picture_of_page_tables_shows_what_happens():
+    page = 4096
+    with PhysicalMemory("16 MiB") as mem, VmSpace(mem, "1 GiB") as vm:
+        with vm.cursor() as cursor:
+            cursor.map(Segment.from_unused(mem, 100 * page, 102 * page))
+            cursor.map(Frame.from_unused(mem, 97 * page))
+            cursor.jump(4 * page)
+            cursor.map(Frame.from_unused(mem, 110 * page))
+            cursor.jump(512 * page)
+            cursor.map(Segment.from_unused(mem, 512 * page, 1024 * page))
+            cursor.jump(2 * page)
+            with cursor.query().frame as frame:
+                assert frame.start_paddr == 97 * page
+            cursor.jump(512 * page)
+            assert cursor.query().level == 2
+        nodes = mem.meta(PageTableMeta)
+        assert sorted(zip(nodes["level"].compressed(), nodes["entries"].compressed(), strict=True)) == [
+            (1, 4),
+            (2, 2),
+            (3, 1),
+            (4, 1),
+        ]
+        del nodes
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        starts = [int(line.partition("-")[0], 16) for line in lines]
+        assert sum(vm.base <= start < vm.base + vm.size for start in starts) == 7
+        assert (vm.kernel_mappings, vm.table_frames) == (7, 4)
