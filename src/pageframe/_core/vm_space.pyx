@@ -28,6 +28,7 @@ with the rest, and maps its own frames where its parent's were.
 import os
 import weakref
 from threading import Lock, get_ident
+from time import monotonic
 
 import numpy
 
@@ -681,6 +682,7 @@ cdef class VmSpace:
         held.first, held.stop, held.owner = first, stop, get_ident()
         held.waiting = Lock()
         held.waiting.acquire()
+        end = None if timeout is None else monotonic() + timeout
         while True:
             self.check()
             for other in self.locks:
@@ -693,7 +695,7 @@ cdef class VmSpace:
                      f"{other.stop << self.mem.a.page_shift:#x}")
             if other.owner == held.owner:
                 raise RangeLockedError(f"this thread has a cursor on {where}")
-            if not other.waiting.acquire(timeout=-1 if timeout is None else timeout):
+            if not other.waiting.acquire(timeout=-1 if end is None else max(0.0, end - monotonic())):
                 raise RangeLockedError(f"another thread has a cursor on {where}")
             other.waiting.release()
 
