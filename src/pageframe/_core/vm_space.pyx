@@ -1232,14 +1232,20 @@ cdef VmView new_view(VmSpace space, uint64_t first, uint64_t stop):
 
 # -- fork --------------------------------------------------------------------------------------
 
-cdef list forking_spaces = []       # those that there were when a fork began
+cdef list all_spaces():
+    """The spaces that there are at one moment: no other thread runs meanwhile.
+
+    The iterator of a WeakSet is Python code, which may let others add to it.
+    """
+    found = [reference() for reference in list(spaces.data)]
+    return [space for space in found if space is not None]
 
 
 cdef void within_fork() noexcept nogil:
     """Called by fork() in the thread that forks: note what the spaces of shared arenas show."""
     if is_forking():
         with gil:       # which this thread has
-            for space in forking_spaces:
+            for space in all_spaces():
                 note_for_child(space)
 
 
@@ -1252,22 +1258,16 @@ if pthread_atfork(within_fork, NULL, NULL):
     raise MemoryError("no memory for a fork handler")
 
 
-def before_fork():
-    """Note which spaces there are."""
-    forking_spaces[:] = spaces
-
-
 def after_in_parent():
     """Forget what was noted."""
-    for space in forking_spaces:
+    for space in all_spaces():
         free_runs(&(<VmSpace>space).at_fork)
         (<VmSpace>space).noted = False
-    forking_spaces.clear()
 
 
 def after_in_child():
     """Have all spaces show what this process holds."""
-    for space in list(spaces):
+    for space in all_spaces():
         be_child(space)
     after_in_parent()
 
@@ -1311,5 +1311,4 @@ cdef int be_child(VmSpace space) except -1:
     return 0
 
 
-os.register_at_fork(
-    before=before_fork, after_in_parent=after_in_parent, after_in_child=after_in_child)
+os.register_at_fork(after_in_parent=after_in_parent, after_in_child=after_in_child)
