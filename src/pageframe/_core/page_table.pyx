@@ -392,20 +392,25 @@ cdef void release_all(Arena mem, page_table *table) noexcept:
     cdef uint64_t root = table.root - 1
     table.root = table.nodes = 0
     if is_node(&mem.a, root, LEVELS):
-        release_node(mem, root, LEVELS)
+        release_node(mem, root, LEVELS, mem.a.epoch)
 
 
-cdef void release_node(Arena mem, uint64_t node, unsigned level) noexcept:
+cdef bint release_node(Arena mem, uint64_t node, unsigned level, uint32_t epoch) noexcept:
+    """Give up a node and all below; False in a child that an on_drop has forked: they are its parent's."""
     cdef uint64_t i, entry
     cdef page_run run
     cdef run_list runs
     for i in range(FANOUT):
         entry = entries_of(&mem.a, node)[i]
         if level > 1 and is_node(&mem.a, child_of(&mem.a, entry, level - 1), level - 1):
-            release_node(mem, frame_of_entry(entry), level - 1)
+            if not release_node(mem, frame_of_entry(entry), level - 1, epoch):
+                return False
         elif level < LEVELS and is_leaf(&mem.a, entry, level):
             run = page_run(0, span(level), frame_of_entry(entry), 0)
             runs.runs = &run
             runs.count = runs.room = 1
             release_runs(mem, &runs)
+            if mem.a.epoch != epoch:
+                return False
     put_unique(mem, pf_slot_at(&mem.a, node))
+    return True
