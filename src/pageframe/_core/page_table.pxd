@@ -59,6 +59,7 @@ cdef bint rewrite(
 cdef uint64_t count_mappings(const pf_arena *a, uint64_t node, uint64_t frame) noexcept nogil
 cdef bint is_node(const pf_arena *a, uint64_t frame, unsigned level) noexcept nogil
 cdef FrameVec new_nodes(Arena mem, uint64_t count, uint64_t room)
+cdef void release_nodes(FrameVec nodes) noexcept
 cdef void release_all(Arena mem, page_table *table) noexcept
 cdef void release_runs(Arena mem, const run_list *runs) noexcept
 

@@ -30,8 +30,7 @@ from pageframe._core.arena cimport Arena, pf_arena, pf_bytes_at, pf_slot_at
 from pageframe._core.handle cimport begin_life, put_unique
 from pageframe._core.meta cimport TYPE_PAGE_TABLE
 from pageframe._core.segment cimport give_up
-from pageframe._core.slot cimport (
-    PF_UNIQUE, pf_slot, pf_slot_count, pf_slot_publish, pf_slot_try_unique)
+from pageframe._core.slot cimport PF_UNIQUE, pf_slot, pf_slot_count
 from pageframe._core.vector cimport FrameVec, claim_for, empty_vec
 
 cdef enum:
@@ -229,7 +228,6 @@ cdef uint64_t take_node(page_table *table, node_stock *stock, unsigned level) no
     node = stock.frames[stock.count]
     meta_of(table.arena, node).level = level
     meta_of(table.arena, node).entries = 0
-    pf_slot_try_unique(pf_slot_at(table.arena, node))
     table.nodes += 1
     return node
 
@@ -237,7 +235,6 @@ cdef uint64_t take_node(page_table *table, node_stock *stock, unsigned level) no
 cdef void free_node(page_table *table, node_stock *stock, uint64_t node) noexcept nogil:
     """Put a node without entries into the stock."""
     if stock.count < stock.room:
-        pf_slot_publish(pf_slot_at(table.arena, node), 1)
         stock.frames[stock.count] = node
         stock.count += 1
         table.nodes -= 1
@@ -349,7 +346,7 @@ cdef bint rewrite(
 # -- frames ------------------------------------------------------------------------------------
 
 cdef FrameVec new_nodes(Arena mem, uint64_t count, uint64_t room):
-    """Frames for nodes, with room for those that a change frees.
+    """Frames for nodes, UNIQUE, with room for those that a change frees; for `release_nodes`.
 
     Raises
     ------
@@ -366,9 +363,20 @@ cdef FrameVec new_nodes(Arena mem, uint64_t count, uint64_t room):
         slot = pf_slot_at(&mem.a, nodes.frames[i])
         if slot.type_id != 0:
             memset(pf_bytes_at(&mem.a, nodes.frames[i]), 0, NODE_SIZE)
-        begin_life(slot, TYPE_PAGE_TABLE, <unsigned char *>&nothing, sizeof(nothing), 1)
+        # Whoever knows only the paddr can take no reference, not even before it is in a table.
+        begin_life(slot, TYPE_PAGE_TABLE, <unsigned char *>&nothing, sizeof(nothing), PF_UNIQUE)
     nodes.count = count
+    nodes.epoch = mem.a.epoch
     return nodes
+
+
+cdef void release_nodes(FrameVec nodes) noexcept:
+    """Give up the nodes that a change has not used, and those that it has freed."""
+    cdef Py_ssize_t i
+    if nodes.epoch == nodes.mem.a.epoch:    # else they are the parent's
+        for i in range(nodes.count):
+            put_unique(nodes.mem, pf_slot_at(&nodes.mem.a, nodes.frames[i]))
+    nodes.count = 0
 
 
 cdef void release_runs(Arena mem, const run_list *runs) noexcept:

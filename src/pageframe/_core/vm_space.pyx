@@ -53,7 +53,7 @@ from pageframe._core.page_property import PageProperty
 from pageframe._core.page_table cimport (
     ENTRY_ACCESS, ENTRY_COPY, ENTRY_EXECUTE, ENTRY_READ, ENTRY_WRITE, LEVELS, add_run, collect,
     frame_of_entry, free_runs, lookup, new_nodes, next_mapped, node_stock, nodes_needed, page_run,
-    release_all, release_runs, rewrite, run_list, span)
+    release_all, release_nodes, release_runs, rewrite, run_list, span)
 from pageframe._core.segment cimport Segment, clone_range, give_up, hold_range
 from pageframe._core.slot cimport pf_slot_count
 from pageframe._core.vector cimport FrameVec, alloc_frames, empty_vec, forget_frames, hold_all
@@ -92,6 +92,7 @@ cdef int raise_errno(int error, str what) except -1:
 # -- changes -----------------------------------------------------------------------------------
 
 @cython.final
+@cython.no_gc       # its end must find the nodes, to give them up
 cdef class Change:
     """What an operation does to a range of a space."""
     cdef VmSpace space
@@ -103,6 +104,13 @@ cdef class Change:
     def __dealloc__(self):
         free_runs(&self.old)
         free_runs(&self.new)
+        self.leave_nodes()
+
+    cdef void leave_nodes(self) noexcept:
+        """Give up the nodes that are in no table."""
+        if self.nodes is not None:
+            release_nodes(self.nodes)
+            self.nodes = None
 
     cdef int look(self, uint64_t first, uint64_t stop) except -1:
         """Begin anew, with what a range shows now."""
@@ -130,7 +138,7 @@ cdef class Change:
         if (self.nodes is not None and self.nodes.count >= <Py_ssize_t>need
                 and self.room - self.nodes.count >= room):
             return True
-        self.nodes = None       # the frames go back first
+        self.leave_nodes()      # they go back first
         self.nodes = new_nodes(self.space.mem, need, room)
         self.room = need + room
         return False
