@@ -1,0 +1,1017 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+"""Address spaces and processes: kill, holders, fork, private arenas, messages."""
+
+import gc
+import multiprocessing as mp
+import os
+import pickle
+import resource
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pageframe as pf
+from other_processes import Child
+from processes import LIMIT, Forked, assert_quiet, run_program, shared_arena, unique_name
+from types_for_tests import Raw
+
+# Forking with threads is what some of these tests are about.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+
+PAGE = 4096
+READ_ONLY = pf.PageProperty(write=False)
+NODES = 4  # of the table of a space that shows little
+HERE = {"cwd": Path(__file__).parent}  # so that scripts can import the types
+
+
+@pytest.fixture
+def shared():
+    """Return a shared arena without a name; at the end nothing may be held, and nobody else be there."""
+    with shared_arena() as mem:
+        yield mem
+
+
+@pytest.fixture(params=["shared", "private"])
+def arena(request):
+    """Return an arena, of which a forked child is a client or has a copy; empty at the end."""
+    if request.param == "shared":
+        with shared_arena() as mem:
+            yield mem
+    else:
+        mem = pf.PhysicalMemory("1 MiB")
+        yield mem
+        gc.collect()
+        assert mem.used_frames == 0, mem.stats()
+        mem.close()
+
+
+def who(mem, frame):
+    """What each process has of a frame: pid -> (handles, mappings, tickets)."""
+    return {h.pid: (h.handles, h.mappings, h.tickets) for h in mem.holders(frame)}
+
+
+def count_of(mem, paddr):
+    return int(mem.slots["count"][paddr // mem.page_size])
+
+
+def table_frames(mem):
+    """How many frames of the arena are nodes of page tables."""
+    return sum(n for name, n in mem.stats().frames_by_type.items() if name.endswith("PageTableMeta"))
+
+
+def fill(buffer, value):
+    np.frombuffer(buffer, np.uint8)[:] = value
+
+
+def holds(buffer, value):
+    return bool((np.frombuffer(buffer, np.uint8) == value).all())
+
+
+def filled(handle, value):
+    """Return an untyped handle whose bytes are all the same."""
+    for frame in handle if isinstance(handle, pf.FrameVec) else [handle]:
+        fill(frame, value)
+    return handle
+
+
+@contextmanager
+def scattered(mem):
+    """Leave no two free frames side by side."""
+    frames = mem.alloc_frames(mem.free_frames, zeroed=False)
+    keep = frames[::2]
+    frames.drop()
+    try:
+        yield
+    finally:
+        keep.drop()
+
+
+class Spaces:
+    """One of each thing that maps frames, with known bytes; frames of their own each.
+
+    space: pages 0 | 2..5 | 8..10 read-only.  snapshot: of pages 1, 2 of another space, the
+    first of which was copied since.
+    """
+
+    def __init__(self, mem):
+        self.mem = mem
+        self.space = pf.VmSpace(mem, 64 * PAGE)
+        with self.space.cursor() as cursor:
+            cursor.map(filled(mem.alloc_frame(Raw(number=1)), 1))
+            cursor.jump(2 * PAGE)
+            cursor.map(filled(mem.alloc_segment(4), 2))
+            cursor.jump(8 * PAGE)
+            cursor.map(filled(mem.alloc_frames(3), 3), READ_ONLY)
+        self.other = pf.VmSpace(mem, 8 * PAGE)
+        with self.other.cursor(PAGE) as cursor:
+            cursor.map(filled(mem.alloc_segment(2), 4))
+        self.snapshot = self.other.fork()
+        assert self.other.make_writable(PAGE, 2 * PAGE) == 1
+        fill(self.other.view(PAGE, 2 * PAGE), 5)
+        self.mapping = mem.map([filled(mem.alloc_frames(3), 6), filled(mem.alloc_segment(2), 6)])
+        self.ring = mem.ring(2 * PAGE)
+        self.ring.window(PAGE + 10, 2 * PAGE)[:] = b"\7" * 2 * PAGE
+        with scattered(mem):
+            self.array = mem.zeros((3, PAGE), np.uint8)
+        self.array[...] = 8
+
+    FRAMES = 8 + 3 + 5 + 2 + 3
+    REFERENCES = 8 + 4 + 5 + 4 + 3
+    TABLES = 6 * NODES
+
+    def check(self, *, sevens=7):
+        """All is there, through every address."""
+        space = self.space
+        assert holds(space.view(0, PAGE), 1)
+        assert holds(space.view(2 * PAGE, 6 * PAGE), 2)
+        view = space.view(8 * PAGE, 11 * PAGE)
+        assert view.readonly
+        assert holds(view, 3)
+        view.release()
+        with space.cursor() as cursor:
+            item = cursor.query()
+            assert item.frame.meta.number == 1
+            assert holds(item.frame, 1)
+            found = []
+            while (va := cursor.find_next()) is not None:
+                found.append(va // PAGE)
+                if va == 63 * PAGE:
+                    break
+                cursor.jump(va + PAGE)
+        assert found == [0, 2, 3, 4, 5, 8, 9, 10]
+        assert holds(self.other.view(PAGE, 2 * PAGE), 5)
+        assert holds(self.other.view(2 * PAGE, 3 * PAGE), 4)
+        assert holds(self.snapshot.view(PAGE, 3 * PAGE), 4)
+        assert self.snapshot.view(PAGE, 3 * PAGE).readonly
+        assert holds(self.mapping, 6)
+        assert all(holds(frame, 6) for frame in self.mapping.frames)
+        assert holds(self.ring, sevens)
+        assert (self.array == 8).all()
+
+    def work(self):
+        """Use all that a space can do, and leave it as it was."""
+        space = self.space
+        with space.cursor() as cursor:
+            cursor.jump(32 * PAGE)
+            cursor.map(filled(self.mem.alloc_frames(3), 9))
+            assert holds(space.view(32 * PAGE, 35 * PAGE), 9)
+            cursor.jump(32 * PAGE)
+            assert cursor.unmap(8 * PAGE) == 3
+            cursor.jump(2 * PAGE)
+            assert cursor.protect(2 * PAGE, READ_ONLY) == 2
+            cursor.jump(2 * PAGE)
+            assert cursor.protect(2 * PAGE, pf.PageProperty()) == 2
+        with pf.VmSpace(self.mem, 8 * PAGE) as one:
+            with one.cursor() as cursor:
+                cursor.map(filled(self.mem.alloc_segment(2), 9))
+            with one.fork() as copy:
+                assert copy.view(0, 2 * PAGE).readonly
+                assert copy.make_writable(0, PAGE) == 1
+                fill(copy.view(0, PAGE), 8)
+                assert holds(one.view(0, 2 * PAGE), 9)
+        self.mem.map(filled(self.mem.alloc_frame(), 1)).drop()
+        self.mem.ring(PAGE).drop()
+
+    def drop(self):
+        self.space.close()
+        self.other.close()
+        self.snapshot.close()
+        self.mapping.drop()
+        self.ring.drop()
+        del self.array
+        gc.collect()
+
+
+# -- kill ------------------------------------------------------------------------------------------
+
+MAP_ALL = """
+import numpy as np
+from test_vm_processes import Spaces, READ_ONLY, PAGE
+mem = PhysicalMemory.attach(NAME)
+spaces = Spaces(mem)
+"""
+
+
+def killed(name, script):
+    """Kill a process that has run a script; return its id."""
+    with Child(script + "\ntell('held')\nwait()", name, **HERE) as child:
+        assert child.hear() == "held"
+        child.kill()
+        return child.pid
+
+
+def test_all_that_a_killed_process_had_mapped_comes_back_and_the_report_says_what():
+    name = unique_name()
+    with shared_arena(name=name) as mem:
+        pid = killed(name, MAP_ALL)
+        assert mem.used_frames == Spaces.FRAMES + Spaces.TABLES
+        assert table_frames(mem) == Spaces.TABLES
+        report = mem.reap()
+        assert [client.pid for client in report.clients] == [pid]
+        assert report.frames == Spaces.FRAMES + Spaces.TABLES
+        assert report.references == Spaces.REFERENCES + Spaces.TABLES
+        assert report.in_doubt == 0
+        assert report.frames_by_type == {
+            "pageframe.PageTableMeta": Spaces.TABLES,
+            "types_for_tests.Raw": 1,
+            "pageframe.UntypedFrameMeta": Spaces.FRAMES - 1,
+        }
+        assert mem.used_frames == 0
+
+
+def test_open_cursors_views_and_closed_spaces_of_a_killed_process_come_back_too():
+    script = """
+    first, second = VmSpace(mem, 4 << 20), VmSpace(mem, 4 << 20)
+    cursor = first.cursor()
+    cursor.map(mem.alloc_segment(5))
+    later = second.cursor(2 << 20)
+    later.map(mem.alloc_frames(3))
+    later.close()
+    view, array = first.view(0, PAGE), second.array((2 << 20), 100, "u1")
+    second.close()
+    mapping = mem.map(mem.alloc_frames(2))
+    kept = mapping.array()
+    mapping.drop()
+    raw = first.cursor
+    """
+    name = unique_name()
+    with shared_arena(name=name) as mem:
+        killed(name, MAP_ALL.replace("spaces = Spaces(mem)", "") + script.replace("\n    ", "\n"))
+        assert table_frames(mem) == 3 * NODES
+        report = mem.reap()
+        assert (report.frames, report.in_doubt) == (5 + 3 + 2 + 3 * NODES, 0)
+        assert mem.used_frames == 0
+
+
+def test_frames_that_others_hold_stay_when_a_process_that_maps_them_is_killed():
+    script = """
+    import pickle
+    frame, segment = pickle.loads(bytes.fromhex(ARGS[0]))
+    space = VmSpace(mem, 1 << 20)
+    with space.cursor() as cursor:
+        cursor.map(frame)
+        cursor.map(segment.clone())
+        cursor.map(segment)
+    copy = space.fork()
+    space.make_writable(0, PAGE)
+    """
+    script = MAP_ALL.replace("spaces = Spaces(mem)", "") + script.replace("\n    ", "\n")
+    name = unique_name()
+    with shared_arena(name=name) as mem:
+        frame, segment = filled(mem.alloc_frame(), 1), filled(mem.alloc_segment(3), 2)
+        data = pickle.dumps((frame, segment)).hex()
+        with Child(script + "\ntell('held')\nwait()", name, data, **HERE) as child:
+            assert child.hear() == "held"
+            assert who(mem, frame) == {os.getpid(): (1, 0, 0), child.pid: (0, 1, 0)}
+            assert who(mem, segment.start_paddr) == {os.getpid(): (1, 0, 0), child.pid: (0, 4, 0)}
+            child.kill()
+        report = mem.reap()
+        assert report.frames == 1 + 2 * NODES
+        assert report.references == 1 + 1 + 3 * 4 + 2 * NODES
+        assert (frame.reference_count, segment[0].reference_count) == (1, 2)
+        assert holds(frame, 1)
+        assert holds(segment, 2)
+        frame.drop()
+        segment.drop()
+
+
+def test_a_table_with_entries_of_higher_levels_comes_back_and_holds_what_it_maps():
+    script = """
+    space = VmSpace(mem, 8 << 20)
+    segment = mem.alloc_segment(1024, align=2 << 20)
+    tell(segment.start_paddr)
+    with space.cursor(2 << 20) as cursor:
+        cursor.map(segment)
+    wait()
+    with space.cursor(2 << 20) as cursor:
+        cursor.protect(PAGE, READ_ONLY)
+    """
+    script = MAP_ALL.replace("spaces = Spaces(mem)", "") + script.replace("\n    ", "\n")
+    name = unique_name()
+    with shared_arena("8 MiB", name=name) as mem:
+        with Child(script + "\ntell('split')\nwait()", name, **HERE) as child:
+            paddr = int(child.hear())
+            assert table_frames(mem) == 3
+            for offset in (0, PAGE, 1023 * PAGE):
+                assert who(mem, paddr + offset) == {child.pid: (0, 1, 0)}
+            assert who(mem, paddr - PAGE) == {}
+            child.go_on()
+            assert child.hear() == "split"
+            assert table_frames(mem) == 4
+            for offset in (0, PAGE, 511 * PAGE, 512 * PAGE, 1023 * PAGE):
+                assert who(mem, paddr + offset) == {child.pid: (0, 1, 0)}
+            child.kill()
+        report = mem.reap()
+        assert report.frames_by_type == {
+            "pageframe.PageTableMeta": 4,
+            "pageframe.UntypedFrameMeta": 1024,
+        }
+        assert mem.used_frames == 0
+
+
+GRAB = """
+mem = PhysicalMemory.attach(NAME)
+tell("ready")
+grabbed = 0
+end = time.monotonic() + 1.5
+while time.monotonic() < end:
+    for paddr in map(int, ARGS):
+        try:
+            Frame.from_in_use(mem, paddr).drop()
+            grabbed += 1
+        except GetFrameError:
+            pass
+tell(grabbed)
+"""
+
+
+def test_nobody_can_take_a_reference_to_a_frame_that_becomes_a_node_of_a_table():
+    name = unique_name()
+    with shared_arena(name=name) as mem:
+        space = pf.VmSpace(mem, 8 * PAGE)
+        rest = mem.alloc_frames(mem.free_frames - NODES - 1)
+        frame = mem.alloc_frame()
+        paddrs = [i * PAGE for i in range(256) if count_of(mem, i * PAGE) > 2**63 - 1]
+        assert len(paddrs) == NODES
+        with Child(GRAB, name, *paddrs, **HERE) as child:
+            assert child.hear() == "ready"
+            end = time.monotonic() + 1.5
+            while time.monotonic() < end:
+                with space.cursor() as cursor:
+                    cursor.map(frame.clone())
+                    cursor.jump(0)
+                    assert cursor.query() is not None
+                    assert cursor.unmap(PAGE) == 1
+            assert child.hear() == "0"
+            child.finish()
+        for one in (frame, rest):
+            one.drop()
+        space.close()
+
+
+# -- holders ---------------------------------------------------------------------------------------
+
+
+def test_holders_shows_mappings_and_handles_and_tickets_which_add_up_to_the_count(shared):
+    frame = shared.alloc_frame()
+    space = pf.VmSpace(shared, 8 * PAGE)
+    with space.cursor() as cursor:
+        cursor.map(frame.clone())
+        cursor.map(frame.clone())
+    data = pickle.dumps(frame)
+
+    def look(conn):
+        mine = frame.clone()
+        conn.send(who(shared, frame))
+        conn.recv()
+        mine.drop()
+
+    assert who(shared, frame) == {os.getpid(): (1, 2, 1)}
+    with Forked(look) as child:
+        expected = {os.getpid(): (1, 2, 1), child.pid: (2, 2, 0)}
+        assert child.hear() == expected
+        assert who(shared, frame) == expected
+        assert frame.reference_count == sum(map(sum, expected.values()))
+        child.say()
+        child.result()
+    shared.reap()
+    with space.cursor(PAGE) as cursor:
+        cursor.unmap(PAGE)
+    pickle.loads(data).drop()
+    assert who(shared, frame) == {os.getpid(): (1, 1, 0)}
+    paddr = frame.start_paddr
+    frame.drop()
+    assert who(shared, paddr) == {os.getpid(): (0, 1, 0)}
+    space.close()
+    assert who(shared, paddr) == {}
+
+
+def test_a_frame_of_a_ring_has_two_mappings_and_one_of_a_snapshot_one_a_space(shared):
+    ring, space = shared.ring(PAGE), pf.VmSpace(shared, PAGE)
+    paddr = ring.frames.paddrs[0].item()
+    with space.cursor() as cursor:
+        cursor.map(shared.alloc_frame())
+        cursor.jump(0)
+        other = cursor.query().frame.start_paddr
+    copy = space.fork()
+    more = copy.fork()
+
+    def look(conn):
+        return who(shared, paddr), who(shared, other)
+
+    with Forked(look) as child:
+        me = os.getpid()
+        assert child.result() == (
+            {me: (0, 2, 0), child.pid: (0, 2, 0)},
+            {me: (0, 3, 0), child.pid: (0, 3, 0)},
+        )
+    shared.reap()
+    assert copy.make_writable() == 1
+    assert who(shared, other) == {me: (0, 2, 0)}
+    for one in (space, copy, more):
+        one.close()
+    ring.drop()
+
+
+def test_mappings_of_several_clients_of_one_process_are_added_up():
+    name = unique_name()
+    with shared_arena(name=name) as mem:
+        frame = mem.alloc_frame()
+        with pf.PhysicalMemory.attach(name) as second:
+            assert second is not mem
+            mine = mem.map(frame.clone())
+            theirs = pf.VmSpace(second, PAGE)
+            with theirs.cursor() as cursor:
+                cursor.map(pf.Frame.from_in_use(second, frame.start_paddr))
+            clone = pf.Frame.from_in_use(second, frame.start_paddr)
+            assert who(mem, frame) == who(second, clone) == {os.getpid(): (2, 2, 0)}
+            with pytest.raises(pf.FrameTypeError):
+                mem.map(clone)
+            clone.drop()
+            theirs.close()
+            assert who(mem, frame) == {os.getpid(): (1, 1, 0)}
+        mine.drop()
+        frame.drop()
+
+
+def test_a_closed_space_is_a_holder_until_its_last_view_goes(shared):
+    frame = shared.alloc_frame()
+    space, mapping = pf.VmSpace(shared, PAGE), shared.map(frame.clone())
+    with space.cursor() as cursor:
+        cursor.map(frame.clone())
+    views = [space.view(), mapping.array()]
+    space.close()
+    mapping.drop()
+    assert who(shared, frame) == {os.getpid(): (1, 2, 0)}
+    views.pop(0).release()
+    assert who(shared, frame) == {os.getpid(): (1, 1, 0)}
+    views.clear()
+    assert who(shared, frame) == {os.getpid(): (1, 0, 0)}
+    frame.drop()
+
+
+# -- fork ------------------------------------------------------------------------------------------
+
+
+def test_in_a_forked_child_all_spaces_mappings_and_arrays_work_on(arena):
+    spaces = Spaces(arena)
+    used = arena.used_frames
+    assert used == Spaces.FRAMES + Spaces.TABLES
+
+    def work(conn):
+        spaces.check()
+        spaces.work()
+        spaces.check()
+        spaces.drop()
+        return arena.used_frames
+
+    with Forked(work) as child:
+        assert child.result() == (used if arena.clients else 0)
+    if arena.clients:
+        assert arena.reap().references == 0  # it had dropped everything
+    assert arena.used_frames == used
+    spaces.check()
+    spaces.work()
+    spaces.check()
+    spaces.drop()
+
+
+def test_a_child_that_is_killed_with_all_of_them_leaves_its_parent_as_it_was(shared):
+    spaces = Spaces(shared)
+
+    def work(conn):
+        with spaces.space.cursor(16 * PAGE) as cursor:
+            cursor.map(shared.alloc_segment(3))
+        more = spaces.space.fork()
+        spaces.mapping.append(shared.alloc_frames(2))
+        conn.send(more.table_frames)
+        signal.pause()
+
+    with Forked(work) as child:
+        assert child.hear() == NODES
+        assert shared.used_frames == Spaces.FRAMES + 2 * Spaces.TABLES + NODES + 5
+        child.kill()
+    report = shared.reap()
+    assert report.frames == Spaces.TABLES + NODES + 5
+    assert report.references == Spaces.REFERENCES + Spaces.TABLES + NODES + 8 + 3 + 5
+    assert report.in_doubt == 0
+    assert shared.used_frames == Spaces.FRAMES + Spaces.TABLES
+    spaces.check()
+    spaces.drop()
+
+
+def test_a_child_holds_all_that_is_mapped_after_its_parent_has_let_it_go(shared):
+    spaces = Spaces(shared)
+
+    def work(conn):
+        conn.recv()
+        assert shared.used_frames == Spaces.FRAMES + Spaces.TABLES
+        spaces.check()
+        spaces.work()
+        spaces.drop()
+        return shared.used_frames
+
+    with Forked(work) as child:
+        spaces.drop()
+        assert shared.used_frames == Spaces.FRAMES + Spaces.TABLES
+        child.say()
+        assert child.result() == 0
+
+
+def test_parent_and_child_have_tables_of_their_own_and_the_same_memory(shared):
+    space = pf.VmSpace(shared, 4 * PAGE)
+    with space.cursor() as cursor:
+        cursor.map(shared.alloc_segment(2))
+        cursor.jump(0)
+        paddr = cursor.query().frame.start_paddr
+    fill(space.view(0, 2 * PAGE), 1)
+
+    def work(conn):
+        fill(space.view(0, PAGE), 2)
+        with space.cursor() as cursor:
+            assert cursor.unmap(2 * PAGE) == 2
+            cursor.jump(0)
+            cursor.map(filled(shared.alloc_frame(), 3))
+        conn.send(who(shared, paddr))
+        conn.recv()
+        return bytes(space.view(0, PAGE)[:1])
+
+    with Forked(work) as child:
+        assert child.hear() == {os.getpid(): (0, 1, 0)}
+        assert holds(space.view(0, PAGE), 2)
+        assert holds(space.view(PAGE, 2 * PAGE), 1)
+        with space.cursor() as cursor:
+            cursor.unmap(PAGE)
+        child.say()
+        assert child.result() == b"\3"
+    space.close()
+
+
+def test_what_a_child_makes_writable_is_copied_since_its_parent_holds_it_too(shared):
+    space = pf.VmSpace(shared, 4 * PAGE)
+    with space.cursor() as cursor:
+        cursor.map(filled(shared.alloc_segment(2), 1))
+    space.fork().close()  # leaves it read-only
+    assert space.view(0, PAGE).readonly
+
+    def work(conn):
+        copied = space.make_writable(0, 2 * PAGE)
+        fill(space.view(0, 2 * PAGE), 2)
+        return copied
+
+    with Forked(work) as child:
+        assert child.result() == 2
+    shared.reap()
+    assert holds(space.view(0, 2 * PAGE), 1)
+    assert space.make_writable() == 0
+    fill(space.view(0, 2 * PAGE), 3)
+    space.close()
+
+
+def test_views_and_arrays_of_a_space_that_is_closed_go_on_in_the_child(arena):
+    space = pf.VmSpace(arena, 8 * PAGE)
+    with space.cursor() as cursor:
+        cursor.map(filled(arena.alloc_segment(3), 1))
+    mapping = arena.map(filled(arena.alloc_frames(2), 2))
+    views = [space.view(0, PAGE), space.array(PAGE, 100, "u1"), mapping.array(), memoryview(mapping)]
+    space.close()
+    mapping.drop()
+    used = arena.used_frames
+
+    def work(conn):
+        assert space.closed
+        with pytest.raises(pf.SpaceClosedError):
+            space.view(0, PAGE)
+        with pytest.raises(pf.MovedError):
+            mapping.array()
+        assert [holds(view, value) for view, value in zip(views, (1, 1, 2, 2), strict=True)] == 4 * [True]
+        fill(views[2], 4)
+        assert holds(views[3], 4)
+        conn.send(None)
+        conn.recv()
+        views.clear()
+        return arena.used_frames
+
+    with Forked(work) as child:
+        child.hear()
+        if arena.clients:
+            assert arena.used_frames == used + 2 * NODES
+            assert holds(views[3], 4)
+        else:
+            assert holds(views[3], 2)
+        child.say()
+        assert child.result() == (used if arena.clients else 0)
+    assert arena.used_frames == used
+    assert holds(views[0], 1)
+    views.clear()
+
+
+def test_the_cursor_of_the_thread_that_forks_goes_on_in_both(arena):
+    space = pf.VmSpace(arena, 8 * PAGE)
+    cursor = space.cursor(PAGE, 5 * PAGE)
+    cursor.map(filled(arena.alloc_frame(), 1))
+
+    def work(conn):
+        assert cursor.virt_addr == 2 * PAGE
+        cursor.map(filled(arena.alloc_frame(), 2))
+        with pytest.raises(pf.RangeLockedError):
+            space.cursor()
+        cursor.close()
+        with space.cursor(PAGE) as other:
+            assert other.unmap(7 * PAGE) == 2
+
+    with Forked(work) as child:
+        child.result()
+    cursor.map(filled(arena.alloc_frame(), 3))
+    assert holds(space.view(PAGE, 2 * PAGE), 1)
+    assert holds(space.view(2 * PAGE, 3 * PAGE), 3)
+    cursor.close()
+    space.close()
+
+
+def test_a_cursor_of_another_thread_does_not_lock_the_child_out(arena):
+    space = pf.VmSpace(arena, 8 * PAGE)
+    locked, done = threading.Event(), threading.Event()
+
+    def other():
+        with space.cursor() as cursor:
+            cursor.map(filled(arena.alloc_frame(), 1))
+            locked.set()
+            done.wait(LIMIT)
+
+    def work(conn):
+        with space.cursor(timeout=0) as cursor:
+            assert cursor.unmap(8 * PAGE) == 1
+        space.close()
+        return True
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert locked.wait(LIMIT)
+    try:
+        with Forked(work) as child:
+            assert child.result()
+        with pytest.raises(pf.RangeLockedError):
+            space.cursor(timeout=0)
+    finally:
+        done.set()
+        thread.join()
+    assert holds(space.view(0, PAGE), 1)
+    space.close()
+
+
+def test_without_frames_for_its_page_tables_a_child_can_only_read_and_loses_nothing(shared):
+    spaces = Spaces(shared)
+    rest = shared.alloc_frames(shared.free_frames - NODES - 1)
+
+    def work(conn):
+        usable = []
+        for space in (spaces.space, spaces.other, spaces.snapshot):
+            try:
+                usable.append(space.table_frames)
+            except pf.SpaceClosedError as error:
+                assert "no memory for a page table" in str(error)
+        for mapping in (spaces.mapping, spaces.ring):
+            try:
+                assert holds(mapping, 6 if mapping is spaces.mapping else 7)
+                usable.append(NODES)
+            except pf.SpaceClosedError as error:
+                assert "no memory for a page table" in str(error)
+        assert all((view == value) for view, value in shown())
+        assert (spaces.array == 8).all()
+        spaces.array[...] = 9
+        return usable
+
+    views = [spaces.space.view(0, PAGE), memoryview(spaces.mapping), memoryview(spaces.ring)]
+
+    def shown():
+        return [(view[0], value) for view, value in zip(views, (1, 6, 7), strict=True)]
+
+    with Forked(work) as child:
+        # One of the six, the array included, had frames for its table.
+        assert child.result() in ([], [NODES])
+    report = shared.reap()
+    assert report.in_doubt == 0
+    assert (spaces.array == 9).all()
+    spaces.array[...] = 8
+    for view in views:
+        view.release()
+    rest.drop()
+    assert shared.audit().clean
+    spaces.check()
+    spaces.drop()
+
+
+def test_a_space_that_can_not_be_used_in_the_child_can_be_closed_there(shared):
+    space = pf.VmSpace(shared, 8 * PAGE)
+    with space.cursor() as cursor:
+        cursor.map(shared.alloc_frame())
+    view = space.view(0, PAGE)
+    rest = shared.alloc_frames(shared.free_frames)
+
+    def work(conn):
+        with pytest.raises(pf.SpaceClosedError):
+            space.cursor()
+        with pytest.raises(pf.SpaceClosedError):
+            space.fork()
+        view.release()
+        space.close()
+        assert space.closed
+        rest.drop()
+        conn.send(None)
+        conn.recv()
+        with pf.VmSpace(shared, PAGE) as mine, mine.cursor() as cursor:
+            cursor.map(shared.alloc_frame())
+        return True
+
+    with Forked(work) as child:
+        child.hear()
+        rest.drop()
+        child.say()
+        assert child.result()
+    view.release()
+    shared.reap()
+    space.close()
+
+
+def test_in_a_child_for_which_the_table_of_clients_was_full_views_still_read():
+    unraisable = []
+    with shared_arena(clients=1) as mem:
+        spaces = Spaces(mem)
+        view = spaces.space.view(0, PAGE)
+
+        def work(conn):
+            assert mem.closed
+            assert holds(view, 1)
+            assert (spaces.array == 8).all()
+            for use in (
+                lambda: spaces.space.cursor(),
+                lambda: spaces.space.view(0, PAGE),
+                lambda: spaces.space.fork(),
+                lambda: spaces.space.make_writable(),
+                lambda: spaces.mapping.array(),
+                lambda: spaces.mapping.frames,
+                lambda: spaces.ring.window(0),
+                lambda: pf.VmSpace(mem, PAGE),
+            ):
+                with pytest.raises(pf.ArenaClosedError, match="table of clients was full"):
+                    use()
+            view.release()
+            spaces.space.close()
+            spaces.other.close()
+            del spaces.array
+            gc.collect()
+            return True
+
+        hook, sys.unraisablehook = sys.unraisablehook, unraisable.append
+        try:
+            with Forked(work) as child:
+                assert child.result()
+        finally:
+            sys.unraisablehook = hook
+        assert [u.exc_type for u in unraisable] == [pf.ClientsFullError]
+        unraisable.clear()
+        view.release()
+        spaces.check()
+        spaces.drop()
+
+
+def test_forks_of_forks_have_what_was_mapped(arena):
+    spaces = Spaces(arena)
+
+    def generation(conn, depth):
+        spaces.check()
+        spaces.work()
+        if depth < 3:
+            with Forked(generation, depth + 1) as child:
+                child.result()
+            spaces.check()
+        spaces.drop()
+        return True
+
+    with Forked(generation, 1) as child:
+        assert child.result()
+    spaces.check()
+    spaces.drop()
+
+
+FORKED_BETWEEN = """
+import os, sys
+made = []
+def before():
+    if made == [None]:
+        import pageframe as pf
+        made[:] = [pf.VmSpace(mem, 8192)]
+        with made[0].cursor() as cursor:
+            frame = mem.alloc_frame()
+            memoryview(frame)[:] = bytes([7]) * 4096
+            cursor.map(frame)
+os.register_at_fork(before=before)      # before pageframe, so it is called after its own
+import pageframe as pf
+mem = pf.PhysicalMemory.create("1 MiB") if sys.argv[1] == "shared" else pf.PhysicalMemory("1 MiB")
+made.append(None)
+pid = os.fork()
+if pid == 0:
+    try:
+        space, = made
+        assert bytes(space.view(0, 4096)) == bytes([7]) * 4096
+        with space.cursor() as cursor:
+            assert cursor.unmap(4096) == 1
+        space.close()
+        os._exit(0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+space, = made
+assert bytes(space.view(0, 4096)) == bytes([7]) * 4096
+space.close()
+assert mem.used_frames == 0
+print("good")
+"""
+
+
+@pytest.mark.parametrize("kind", ["shared", "private"])
+def test_a_space_made_between_the_hooks_of_a_fork_works_in_the_child(kind):
+    assert run_program(FORKED_BETWEEN, kind) == b"good\n"
+
+
+def while_threads_run(work, count, body):
+    """Run body while threads repeat work(number); what a thread raises is raised here."""
+    stop, errors = threading.Event(), []
+
+    def loop(number):
+        try:
+            while not stop.is_set():
+                work(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=loop, args=(number,)) for number in range(count)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        body()
+    finally:
+        stop.set()
+        sys.setswitchinterval(interval)
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
+
+
+def test_a_child_forked_while_threads_map_and_unmap_shows_what_it_holds(arena):
+    # Whatever another thread does: each page of the child's spaces shows a frame that the child
+    # holds, with the bytes that were put into it before it was mapped.
+    spaces = [pf.VmSpace(arena, 16 * PAGE) for _ in range(2)]
+    mappings = [arena.map(filled(arena.alloc_frame(), 40 + i)) for i in range(2)]
+
+    def work(number):
+        space = spaces[number]
+        with space.cursor() as cursor:
+            for page in range(4):
+                cursor.map(filled(arena.alloc_frame(), 10 * number + page))
+            cursor.jump(0)
+            cursor.protect(2 * PAGE, READ_ONLY)
+            cursor.jump(0)
+            cursor.unmap(16 * PAGE)
+        mappings[number].append(filled(arena.alloc_frame(), 40 + number))
+        if mappings[number].size > 20 * PAGE:
+            old, mappings[number] = mappings[number], arena.map(filled(arena.alloc_frame(), 40 + number))
+            old.drop()
+
+    def child(conn):
+        for number, space in enumerate(spaces):
+            with space.cursor(timeout=0) as cursor:
+                while (va := cursor.find_next()) is not None:
+                    frame = cursor.query().frame
+                    assert holds(frame, 10 * number + va // PAGE)
+                    assert holds(space.view(va, va + PAGE), 10 * number + va // PAGE)
+                    if arena.clients:
+                        assert who(arena, frame)[os.getpid()] == (1, 1, 0)
+                    else:
+                        assert frame.reference_count == 2
+                    del frame
+                    assert cursor.unmap(PAGE) == 1
+            space.close()
+            with mappings[number] as mapping:
+                assert holds(mapping, 40 + number)
+
+    def forks():
+        for _ in range(40):
+            with Forked(child) as process:
+                process.result()
+            if arena.clients:
+                assert arena.reap().in_doubt == 0
+
+    while_threads_run(work, 2, forks)
+    for one in (*spaces, *mappings):
+        (one.close if isinstance(one, pf.VmSpace) else one.drop)()
+
+
+def test_threads_that_fork_at_once_each_have_children_with_all_spaces(arena):
+    space = pf.VmSpace(arena, 8 * PAGE)
+    with space.cursor() as cursor:
+        cursor.map(filled(arena.alloc_segment(2), 1))
+
+    def work(conn):
+        assert holds(space.view(0, 2 * PAGE), 1)
+        with space.cursor() as cursor:
+            return cursor.unmap(2 * PAGE)
+
+    def fork_one(number):
+        with Forked(work) as child:
+            assert child.result() == 2
+
+    def body():
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            fork_one(9)
+
+    while_threads_run(fork_one, 3, body)
+    assert holds(space.view(0, 2 * PAGE), 1)
+    space.close()
+
+
+@pytest.mark.parametrize("how", ["unmap", "close"])
+def test_an_on_drop_that_forks_while_its_frame_is_unmapped_disturbs_neither_process(arena, how):
+    class Forking(pf.UntypedFrameMeta):
+        number: pf.u64
+
+        def on_drop(self, reader):
+            if self.number and pids[0] is None:
+                pids[0] = os.fork()
+
+    pids = [None]
+    space = pf.VmSpace(arena, 2048 * PAGE)
+    with space.cursor() as cursor:
+        cursor.map(filled(arena.alloc_frame(), 1))
+        cursor.map(arena.alloc_frame(Forking(number=1)))
+        cursor.map(arena.alloc_frame())
+        cursor.jump(1024 * PAGE)  # another node
+        cursor.map(arena.alloc_frame(Forking))
+    me = os.getpid()
+    done, result = os.pipe()
+    if how == "unmap":
+        with space.cursor() as cursor:
+            cursor.unmap(2048 * PAGE)
+    space.close()
+    if os.getpid() != me:
+        try:
+            # All that the child has is what the fork gave it and it could not know of.
+            ok = arena.used_frames <= 4 if arena.clients == () else arena.audit().damaged == ()
+            with pf.VmSpace(arena, PAGE) as mine, mine.cursor() as cursor:
+                cursor.map(filled(arena.alloc_frame(), 5))
+                ok = ok and holds(mine.view(), 5)
+            os.write(result, b"y" if ok else b"n")
+        finally:
+            os._exit(0)
+    try:
+        assert os.waitpid(pids[0], 0)[1] == 0
+        os.close(result)
+        assert os.read(done, 1) == b"y"
+    finally:
+        os.close(done)
+    assert arena.used_frames == 0 or arena.clients
+    if arena.clients:
+        assert_quiet(arena)
+
+
+@pytest.mark.parametrize("end", ["sys.exit(3)", "os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_what_a_child_mapped_comes_back_however_it_ends(end):
+    program = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import pageframe as pf
+from test_vm_processes import Spaces
+mem = pf.PhysicalMemory.attach(sys.argv[1])
+spaces = Spaces(mem)
+pid = os.fork()
+if pid == 0:
+    spaces.work()
+    mine = pf.VmSpace(mem, "1 MiB")
+    with mine.cursor() as cursor:
+        cursor.map(mem.alloc_segment(3))
+    {end}
+os.waitpid(pid, 0)
+report = mem.reap()
+assert report.in_doubt == 0
+spaces.check()
+print(mem.used_frames, mem.audit().clean, len(mem.clients))
+"""
+    name = unique_name()
+    with shared_arena(name=name):
+        expected = f"{Spaces.FRAMES + Spaces.TABLES} True 2\n".encode()
+        assert run_program(program, name) == expected
