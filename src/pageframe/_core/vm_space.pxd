@@ -26,6 +26,7 @@ cdef class VmSpace:
     cdef str why_over
     cdef run_list at_fork       # what it showed when the process was forked,
     cdef bint noted             # if that was noted
+    cdef bint unmade            # there was no memory for a table of it: at_fork is what it shows
 
     cdef int check(self) except -1
     cdef uint64_t page_at(self, object va) except? 0

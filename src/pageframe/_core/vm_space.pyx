@@ -730,11 +730,18 @@ cdef class VmSpace:
         return 0
 
     cdef void tear_down(self) noexcept:
+        cdef run_list held
+        memset(&held, 0, sizeof(held))
         if self.mem is not None:
             # Nobody can see a frame any more before it is given up.
             give_up_range(&self.where)
             if self.mem.a.open:
                 release_all(self.mem, &self.table)
+                if self.unmade:
+                    self.unmade = False
+                    held, self.at_fork = self.at_fork, held
+                    release_runs(self.mem, &held)
+                    free_runs(&held)
 
     def __enter__(self):
         self.check()
@@ -1258,8 +1265,8 @@ cdef void within_fork() noexcept nogil:
 
 
 cdef void note_for_child(VmSpace space) noexcept:
-    space.noted = (
-        space.mem.a.open and space.mem.span and collect(&space.table, 0, space.pages, &space.at_fork))
+    space.noted = space.mem.a.open and space.mem.span and (
+        space.unmade or collect(&space.table, 0, space.pages, &space.at_fork))
 
 
 if pthread_atfork(within_fork, NULL, NULL):
@@ -1269,8 +1276,9 @@ if pthread_atfork(within_fork, NULL, NULL):
 def after_in_parent():
     """Forget what was noted."""
     for space in all_spaces():
-        free_runs(&(<VmSpace>space).at_fork)
         (<VmSpace>space).noted = False
+        if not (<VmSpace>space).unmade:
+            free_runs(&(<VmSpace>space).at_fork)
 
 
 def after_in_child():
@@ -1313,8 +1321,11 @@ cdef int be_child(VmSpace space) except -1:
         try:
             change.ready()
             change.write()
-        except MemoryError:     # what it shows is held until this process leaves the arena
+        except MemoryError:     # what it shows is held until it goes
+            change.new, space.at_fork = space.at_fork, change.new
+            space.unmade = True
             return 0
+        space.unmade = False
         space.why_over = None
     return 0
 
