@@ -220,7 +220,9 @@ cdef class Mapping(VirtualBytes):
     def drop(self):
         """Unmap everything and give up the references, now; with live views, when the last goes."""
         cdef VmSpace space = self.space
-        self.check()
+        # Not check(): like a handle's, the references can be given up whatever became of the space.
+        if self.dropped or space is None:
+            raise_moved(self)
         self.dropped = True
         if self.exports == 0:
             self.space = None
