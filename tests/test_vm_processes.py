@@ -4,11 +4,12 @@
 
 """Address spaces and processes: kill, holders, fork, private arenas, messages."""
 
+import ctypes
+import faulthandler
 import gc
 import multiprocessing as mp
 import os
 import pickle
-import resource
 import signal
 import sys
 import threading
@@ -288,9 +289,10 @@ def test_a_table_with_entries_of_higher_levels_comes_back_and_holds_what_it_maps
     script = """
     space = VmSpace(mem, 8 << 20)
     segment = mem.alloc_segment(1024, align=2 << 20)
-    tell(segment.start_paddr)
+    paddr = segment.start_paddr
     with space.cursor(2 << 20) as cursor:
         cursor.map(segment)
+    tell(paddr)
     wait()
     with space.cursor(2 << 20) as cursor:
         cursor.protect(PAGE, READ_ONLY)
@@ -682,6 +684,7 @@ def usable_in_child(one):
 def test_without_frames_for_its_page_tables_a_child_can_only_read_and_loses_nothing(shared):
     spaces = Spaces(shared)
     rest = shared.alloc_frames(shared.free_frames - NODES - 1)
+    rested = {paddr // PAGE for paddr in rest.paddrs.tolist()}
 
     def work(conn):
         usable = []
@@ -691,6 +694,10 @@ def test_without_frames_for_its_page_tables_a_child_can_only_read_and_loses_noth
         assert all((view == value) for view, value in shown())
         assert (spaces.array == 8).all()
         spaces.array[...] = 9
+        for view in views:
+            view.release()
+        spaces.drop()
+        assert not any(os.getpid() in who(shared, i * PAGE) for i in range(256) if i not in rested)
         return len(usable)
 
     views = [spaces.space.view(0, PAGE), memoryview(spaces.mapping), memoryview(spaces.ring)]
@@ -807,10 +814,7 @@ def test_in_a_child_for_which_the_table_of_clients_was_full_views_still_read():
                 with pytest.raises(pf.ArenaClosedError, match="table of clients was full"):
                     use()
             view.release()
-            spaces.space.close()
-            spaces.other.close()
-            del spaces.array
-            gc.collect()
+            spaces.drop()
             return True
 
         hook, sys.unraisablehook = sys.unraisablehook, unraisable.append
@@ -1056,3 +1060,404 @@ print(mem.used_frames, mem.audit().clean, len(mem.clients))
     with shared_arena(name=name):
         expected = f"{Spaces.FRAMES + Spaces.TABLES} True 2\n".encode()
         assert run_program(program, name) == expected
+
+
+# -- private arenas --------------------------------------------------------------------------------
+
+
+def memfds():
+    """The files of private arenas that this process has open."""
+    found = []
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            if str(fd.readlink()).startswith("/memfd:pageframe"):
+                found.append(int(fd.name))
+        except FileNotFoundError:  # that of the folder itself
+            continue
+    return found
+
+
+def test_what_a_child_writes_into_its_copy_its_parent_does_not_see_through_any_address_nor_the_reverse(mem):
+    frame = filled(mem.alloc_frame(), 1)
+    space = pf.VmSpace(mem, 4 * PAGE)
+    with space.cursor(PAGE) as cursor:
+        cursor.map(frame.clone())
+    mapping, ring = mem.map([frame.clone(), frame.clone()]), mem.ring(PAGE)
+    fill(ring, 1)
+    views = [
+        memoryview(frame), space.view(PAGE, 2 * PAGE), mapping.array(), memoryview(mapping), ring.window(100),
+    ]  # fmt: skip
+
+    def later():
+        return [memoryview(frame), space.view(PAGE, 2 * PAGE), mapping.array(), memoryview(ring)]
+
+    def work(conn):
+        assert all(holds(view, 1) for view in (*views, *later()))
+        conn.send(frame.reference_count)
+        conn.recv()  # the parent has written
+        assert all(holds(view, 1) for view in (*views, *later()))
+        for i, view in enumerate(views):
+            fill(view, 10 + i)
+            shared_view = views[:4] if i < 4 else views[4:]
+            assert all(holds(other, 10 + i) for other in shared_view)
+        assert holds(ring, 14)
+        conn.send(None)
+        conn.recv()
+        return all(holds(view, 13) for view in views[:4]) and holds(ring, 14)
+
+    with Forked(work) as child:
+        assert child.hear() == frame.reference_count == 4
+        fill(views[1], 2)
+        fill(views[4], 2)
+        child.say()
+        child.hear()
+        assert all(holds(view, 2) for view in (*views, *later()))
+        child.say()
+        assert child.result()
+    views.clear()
+    gc.collect()
+    for handle in (frame, mapping, ring):
+        handle.drop()
+    space.close()
+
+
+def test_in_a_copy_the_counts_are_those_of_the_child_alone(mem):
+    space = pf.VmSpace(mem, 4 * PAGE)
+    with space.cursor() as cursor:
+        cursor.map(filled(mem.alloc_segment(3), 1))
+    copy = space.fork()
+    used = mem.used_frames
+
+    def work(conn):
+        copy.close()
+        copied = space.make_writable()  # nobody else holds them here
+        fill(space.view(0, 3 * PAGE), 2)
+        left = mem.used_frames
+        space.close()
+        done = mem.used_frames
+        mem.close()
+        return copied, left, done
+
+    with Forked(work) as child:
+        assert child.result() == (0, 3 + NODES, 0)
+    assert mem.used_frames == used
+    assert space.make_writable() == 3
+    assert holds(space.view(0, 3 * PAGE), 1)
+    space.close()
+    copy.close()
+
+
+def test_a_large_arena_of_which_little_is_used_forks_without_filling_memory():
+    mem = pf.PhysicalMemory("16 GiB", page_size=65536)
+    with mem.alloc_segment(1024) as gone:  # 64 MiB that are free again
+        fill(gone, 1)
+    frames = mem.alloc_segment(20)
+    fill(frames[19], 2)
+    mapping = mem.map(frames[19:20].clone())
+
+    def blocks():
+        (fd,) = memfds()
+        return os.fstat(fd).st_blocks * 512
+
+    def work(conn):
+        taken = blocks()
+        assert holds(mapping, 2)
+        with mem.alloc_segment(1024) as again:
+            assert holds(again, 0)
+        return taken
+
+    start = time.monotonic()
+    with Forked(work) as child:
+        taken = child.result()
+    assert time.monotonic() - start < 10  # 16 GiB take longer, if the machine has them at all
+    tables = mem.layout[-1][1] + mem.layout[-1][2]
+    assert taken < tables + (32 << 20)
+    assert blocks() > 64 << 20
+    mapping.drop()
+    frames.drop()
+    mem.close()
+
+
+def test_each_of_many_private_arenas_is_copied():
+    arenas = [pf.PhysicalMemory("1 MiB") for _ in range(20)]
+    mappings = [mem.map(filled(mem.alloc_frame(), i)) for i, mem in enumerate(arenas)]
+    files = len(memfds())
+
+    def work(conn):
+        good = [holds(mapping, i) for i, mapping in enumerate(mappings)]
+        for mapping in mappings:
+            fill(mapping, 99)
+            mapping.drop()
+        for mem in arenas:
+            mem.close()
+        return all(good), len(memfds())
+
+    for _ in range(3):
+        with Forked(work) as child:
+            assert child.result() == (True, files - 20)
+    assert len(memfds()) == files
+    assert all(holds(mapping, i) for i, mapping in enumerate(mappings))
+    for mapping, mem in zip(mappings, arenas, strict=True):
+        mapping.drop()
+        mem.close()
+
+
+NO_COPY = """
+import os, resource, signal, sys
+kind = sys.argv[1]
+told = []
+sys.unraisablehook = lambda u: told.append(u.exc_type.__name__)
+
+def limit(what, value):
+    resource.setrlimit(what, (value, resource.getrlimit(what)[1]))
+
+def before():       # called after pageframe's own
+    if kind == "write":
+        limit(resource.RLIMIT_FSIZE, 4096)
+
+os.register_at_fork(before=before)
+import pageframe as pf
+mem = pf.PhysicalMemory("4 MiB")
+frame = mem.alloc_frame()
+memoryview(frame)[:] = bytes([7]) * 4096
+space, mapping, array = pf.VmSpace(mem, 8192), mem.map(frame.clone()), mem.zeros(10)
+array[...] = 7
+with space.cursor() as cursor:
+    cursor.map(frame.clone())
+views = [memoryview(frame), space.view(0, 4096), memoryview(mapping), mapping.array()]
+used = mem.used_frames
+files, sizes = resource.getrlimit(resource.RLIMIT_NOFILE)[0], resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+if kind == "descriptor":
+    limit(resource.RLIMIT_NOFILE, 1 + max(map(int, os.listdir("/proc/self/fd")[:-1])))
+elif kind == "size":
+    limit(resource.RLIMIT_FSIZE, 4096)
+pid = os.fork()
+if pid == 0:
+    try:
+        assert mem.closed
+        for use in (mem.alloc_frame, lambda: memoryview(frame), lambda: space.view(0, 4096), space.fork,
+                    space.cursor, mapping.array, lambda: mem.used_frames, frame.clone):
+            try:
+                use()
+            except pf.ArenaClosedError as error:
+                assert "when this process was forked" in str(error), error
+            else:
+                raise AssertionError(use)
+        assert all(bytes(view) == bytes(4096) for view in views)
+        views[0][0] = views[1][0] = views[2][0] = 1         # nobody sees it
+        assert (array == 0).all()
+        for view in views[:3]:
+            view.release()
+        views.clear()
+        frame.drop()
+        mapping.drop()
+        space.close()
+        del array
+        mem.close()
+        os._exit(0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+status = os.waitpid(pid, 0)[1]
+limit(resource.RLIMIT_NOFILE, files)
+limit(resource.RLIMIT_FSIZE, sizes)
+kind, was = "", kind    # the next fork is to go well
+assert os.waitstatus_to_exitcode(status) == 0
+assert all(bytes(view) == bytes([7]) * 4096 for view in views)
+assert (array == 7).all()
+assert mem.used_frames == used
+pid = os.fork()
+if pid == 0:
+    os._exit(not all(bytes(view) == bytes([7]) * 4096 for view in views))
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+print(was, len(told))
+"""
+
+
+@pytest.mark.parametrize(("kind", "told"), [("descriptor", 1), ("size", 1), ("write", 0)])
+def test_a_child_for_which_no_copy_could_be_made_finds_the_arena_closed_and_its_parent_goes_on(kind, told):
+    assert run_program(NO_COPY, kind) == f"{kind} {told}\n".encode()
+
+
+def test_an_arena_that_can_not_be_mapped_is_copied_by_the_kernel():
+    mem = pf.PhysicalMemory("1 MiB", mappable=False)
+    frame = filled(mem.alloc_frame(), 1)
+    assert memfds() == []
+
+    def work(conn):
+        assert holds(frame, 1)
+        fill(frame, 2)
+        with pytest.raises(TypeError, match="mappable=False"):
+            mem.map(frame)
+        frame.drop()
+        return mem.used_frames
+
+    with Forked(work) as child:
+        assert child.result() == 0
+    assert holds(frame, 1)
+    frame.drop()
+    mem.close()
+
+
+held_by_workers = {}
+
+
+def use_mapping(number):
+    """In a worker of a pool: write into its copy, see what it held."""
+    mapping = held_by_workers["mapping"]
+    before = int(mapping.array()[0])
+    fill(mapping, 100 + number)
+    same = holds(mapping, 100 + number) and holds(held_by_workers["space"].view(0, PAGE), 100 + number)
+    fill(mapping, before)
+    return before, same
+
+
+def test_workers_of_a_pool_that_forks_have_copies_of_a_private_arena(mem):
+    frame = filled(mem.alloc_frame(), 1)
+    space = pf.VmSpace(mem, PAGE)
+    with space.cursor() as cursor:
+        cursor.map(frame.clone())
+    held_by_workers.update(mapping=mem.map(frame.clone()), space=space)
+    with mp.get_context("fork").Pool(2) as pool:
+        answers = pool.map_async(use_mapping, range(8)).get(LIMIT)
+        pool.close()
+        pool.join()
+    assert answers == [(1, True)] * 8
+    assert holds(frame, 1)
+    held_by_workers.pop("mapping").drop()
+    held_by_workers.pop("space").close()
+    frame.drop()
+
+
+# -- messages --------------------------------------------------------------------------------------
+
+SENDER = """
+import pickle
+import numpy as np
+import pageframe as pf
+from test_vm_processes import scattered, PAGE
+mem = PhysicalMemory.attach(NAME)
+with scattered(mem):
+    array = mem.zeros((int(ARGS[0]), PAGE), np.uint8)
+array[...] = np.arange(len(array))[:, None]
+"""
+
+
+def test_an_array_over_scattered_frames_that_is_sent_is_the_same_memory():
+    script = (
+        SENDER + "tell(pickle.dumps(array[1:]).hex())\nwait()\ntell(array[:, 0].tolist())\narray[5] = 50\n"
+    )
+    name = unique_name()
+    with shared_arena(name=name) as mem:
+        with Child(script + "tell('written')\nwait()", name, 12, **HERE) as child:
+            loaded = pickle.loads(bytes.fromhex(child.hear()))
+            assert loaded.shape == (11, PAGE)
+            assert (loaded == np.arange(1, 12)[:, None]).all()
+            assert not loaded.flags.owndata
+            loaded[0] = 77
+            child.go_on()
+            assert child.hear() == str([0, 77, *range(2, 12)])
+            assert child.hear() == "written"
+            assert (loaded[4] == 50).all()
+            child.kill()
+        report = mem.reap()
+        assert report.frames == 1 + NODES  # the page that was not sent, and its page table
+        assert (loaded[0] == 77).all()
+        assert mem.used_frames == 11 + NODES
+        del loaded
+
+
+@pytest.mark.parametrize("end", ["exit", "kill"])
+def test_an_array_over_scattered_frames_arrives_when_its_sender_is_gone(end):
+    name = unique_name()
+    with shared_arena(name=name) as mem:
+        with Child(SENDER + "tell(pickle.dumps(array).hex())\nwait()", name, 10, **HERE) as child:
+            data = bytes.fromhex(child.hear())
+            if end == "exit":
+                child.go_on()
+                child.finish()
+            else:
+                child.kill()
+        assert len(mem.reap().clients) == (end == "kill")
+        assert mem.used_frames == 10 + 1  # so many scattered frames are listed in one more
+        loaded = pickle.loads(data)
+        assert (loaded == np.arange(10)[:, None]).all()
+        loaded += 1
+        assert (loaded == np.arange(1, 11)[:, None]).all()
+        del loaded
+
+
+def write_by_c(conn, address):
+    faulthandler.disable()
+    ctypes.memset(address, 1, 1)
+
+
+def test_an_array_over_scattered_frames_that_is_read_only_stays_so_for_c_too():
+    name = unique_name()
+    with shared_arena(name=name) as mem:
+        script = SENDER + "tell(pickle.dumps(pf.readonly(array)).hex())\nwait()"
+        with Child(script, name, 10, **HERE) as child:
+            loaded = pickle.loads(bytes.fromhex(child.hear()))
+        assert not loaded.flags.writeable
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            loaded.flags.writeable = True
+        with pytest.raises(ValueError, match="read-only"):
+            loaded[0] = 1
+
+        with Forked(write_by_c, loaded.ctypes.data) as writer:
+            assert writer.wait() == -signal.SIGSEGV
+        again = pickle.loads(pickle.dumps(loaded))
+        assert not again.flags.writeable
+        assert (again == np.arange(10)[:, None]).all()
+        mem.reap()
+        del loaded, again
+
+
+@pytest.mark.parametrize(("frames", "again"), [(6, True), (20, False)])
+def test_the_message_of_an_array_over_scattered_frames_can_be_loaded_twice_if_it_names_them_all(
+    frames, again
+):
+    name = unique_name()
+    with shared_arena(name=name) as mem:
+        with Child(SENDER + "tell(pickle.dumps(array).hex())\nwait()", name, frames, **HERE) as child:
+            data = bytes.fromhex(child.hear())
+            first = pickle.loads(data)
+            if again:
+                second = pickle.loads(data)
+                first[3] = 33
+                assert (second[3] == 33).all()
+                del second
+            else:
+                with pytest.raises(pf.FrameGoneError):
+                    pickle.loads(data)
+                assert (first == np.arange(frames)[:, None]).all()
+        mem.reap()
+        assert mem.used_frames == frames + NODES
+        del first
+        gc.collect()
+        assert mem.used_frames == 0
+        with pytest.raises(pf.FrameGoneError):
+            pickle.loads(data)
+
+
+def double(array):
+    """In another process."""
+    array *= 2
+    return array[1:3], int(array[:, 0].sum())
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_process_pool_takes_and_gives_arrays_over_scattered_frames(method):
+    with shared_arena() as mem:
+        with scattered(mem):
+            array = mem.zeros((5, PAGE), np.uint8)
+        array[...] = np.arange(5)[:, None]
+        with mp.get_context(method).Pool(1) as pool:
+            part, total = pool.apply_async(double, (array,)).get(LIMIT)
+            pool.close()
+            pool.join()
+        assert total == 20
+        assert (part == array[1:3]).all()
+        part[0] = 9
+        assert (array[1] == 9).all()
+        del part, array
