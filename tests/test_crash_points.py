@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from steps.build import build, environment, step_names, used_names
+from steps.scenarios import MAPPED
 
 PASSES = int(os.environ.get("PAGEFRAME_TEST_PASSES", "2"))
 SERVER = Path(__file__).with_name("steps") / "server.py"
@@ -86,6 +87,28 @@ def test_steps_that_are_passed_often_were_a_place_of_death_later_too(runs):
     later = {run["step"] for run in runs if run["step"] and run["killed"] and run["after"] > 0}
     often = {step for run in runs if run["step"] is None for step, n in run["passed"].items() if n > 1}
     assert often <= later
+
+
+# What an address space comes by when it maps, unmaps, splits, is copied, forked, left and reaped.
+PASSED_MAPPED = [
+    "op_begin", "op_end", "claim_ledger", "begin_type", "begin_storage", "publish", "inc_count",
+    "inc_ledger", "put_last", "put_ledger", "put_count", "unique_busy", "retire_generation",
+    "retire_count", "free_ledger", "fork_count", "fork_ledger", "ticket_count", "redeem_ledger",
+    "reap_busy", "reap_count", "reap_ledger", "reap_lanes",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", PASSED_MAPPED)
+def test_a_process_with_address_spaces_was_killed_before_this_store(runs, step):
+    assert any(run["scenario"] in MAPPED for run in runs if run["step"] == step and run["killed"])
+
+
+@pytest.mark.parametrize("scenario", MAPPED)
+def test_a_process_with_address_spaces_was_killed_at_the_first_and_the_last_pass_of_each_step(runs, scenario):
+    (passed,) = [run["passed"] for run in runs if run["scenario"] == scenario and run["step"] is None]
+    killed = {(run["step"], run["after"]) for run in runs if run["scenario"] == scenario and run["killed"]}
+    assert {(step, 0) for step in passed} <= killed
+    assert {(step, count - 1) for step, count in passed.items()} <= killed
 
 
 def test_frames_that_kills_left_behind_were_there_for_the_audit_to_return(runs):

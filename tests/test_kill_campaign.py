@@ -44,6 +44,19 @@ RARE = [
     "out of frames",
     "not alone",
     "repurpose",
+    "killed with mapped frames",
+    "map",
+    "unmap",
+    "protect",
+    "snapshot",
+    "make_writable",
+    "mapping",
+    "append",
+    "ring",
+    "pages unmapped",
+    "pages copied",
+    "spaces of children",
+    "spaces without a table",
 ]
 
 

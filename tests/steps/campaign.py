@@ -35,13 +35,19 @@ from pathlib import Path
 import numpy as np
 
 from pageframe import (
+    AddressInUseError,
+    CopyOnWriteError,
     FrameGoneError,
     FrameInUseError,
     LinkedList,
+    OutOfBoundError,
     OutOfFramesError,
+    PageProperty,
     PhysicalMemory,
+    SpaceClosedError,
     TicketsFullError,
     UntypedFrameMeta,
+    VmSpace,
     u64,
 )
 from steps import patterns
@@ -60,6 +66,9 @@ from steps.patterns import (
 )
 
 WORKERS = 3
+PAGE = 4096
+PAGES = 24  # of an address space
+NODES = 4  # of its page table, once something is mapped
 PLACES = 2 * WORKERS  # each worker may have one child
 TTL = 0.15  # seconds that a message holds its frames
 SECONDS = 15  # until a process that does not answer is given up
@@ -69,19 +78,22 @@ END = -1  # instead of the number of a pause: workers are to end
 OPERATIONS = [
     "allocate", "run", "vector", "clone", "part", "drop", "unique", "repurpose", "share", "push", "pop",
     "raw", "view", "send", "receive", "load_again", "check", "exhaust", "fork", "reap", "late",
+    "map", "unmap", "protect", "snapshot", "make_writable", "mapping", "append", "ring",
 ]  # fmt: skip
 COUNTED = [
     *OPERATIONS, "out of frames", "messages lost", "messages loaded late", "message gone",
-    "tickets full", "not alone", "messages loaded", "children",
+    "tickets full", "not alone", "messages loaded", "children", "pages unmapped", "pages copied",
+    "spaces of children", "spaces without a table",
 ]  # fmt: skip
 # What the director knows of a worker, whatever becomes of it.
-FIELDS = ["pid", "inside", "uniques", "lists", "views", "shared", "forking", *COUNTED]
+FIELDS = ["pid", "inside", "uniques", "lists", "views", "shared", "mapped", "forking", *COUNTED]
 RARE = [
     "killed inside an operation", "killed between operations", "killed with unique frames",
     "killed with lists", "killed with views of dropped frames", "killed while sharing frames",
-    "killed while forking", "killed parents whose child lived on", "killed children of workers",
-    "two killed at once", "killed with messages in flight", "messages expired", "orphans", "adopted",
-    "frames in doubt", "held too long", "kept frames stolen", "reaped by a worker",
+    "killed with mapped frames", "killed while forking", "killed parents whose child lived on",
+    "killed children of workers", "two killed at once", "killed with messages in flight",
+    "messages expired", "orphans", "adopted", "frames in doubt", "held too long", "kept frames stolen",
+    "reaped by a worker",
 ]  # fmt: skip
 
 
@@ -118,6 +130,56 @@ class Viewed(Holding):
         assert self.handle == patterns.pattern(life.paddr, life.generation, life.number)
 
 
+class Mapped(Holding):
+    """An address space, a mapping or a ring, and which life each of its pages shows."""
+
+    alone = False
+
+    def __init__(self, handle, pages: dict[int, Life]) -> None:
+        self.handle, self.pages = handle, pages
+
+    @property
+    def lives(self) -> list[Life]:
+        return list(self.pages.values())
+
+    def usable(self) -> bool:
+        """Whether this process had frames for a page table when it was forked."""
+        try:
+            return self.handle.kernel_mappings > 0
+        except SpaceClosedError:
+            return False
+
+    def nodes(self) -> int:
+        """How many frames of page table it takes."""
+        return NODES if self.pages and self.usable() else 0
+
+    def check(self) -> None:
+        if not self.usable():
+            return
+        if not isinstance(self.handle, VmSpace):
+            with memoryview(self.handle) as view:
+                assert len(view) == PAGE * len(self.pages)
+                for page, life in self.pages.items():
+                    self.check_page(life, view[page * PAGE : (page + 1) * PAGE])
+            return
+        for page, life in self.pages.items():
+            with self.handle.view(page * PAGE, (page + 1) * PAGE) as view:
+                self.check_page(life, view)
+        with self.handle.cursor() as cursor:
+            found = []
+            while cursor.find_next() is not None:
+                found.append(cursor.virt_addr // PAGE)
+                if found[-1] == PAGES - 1:
+                    break
+                cursor.jump((found[-1] + 1) * PAGE)
+        assert found == sorted(self.pages), (found, self.pages)
+
+    @staticmethod
+    def check_page(life: Life, view) -> None:
+        with view:
+            assert view == patterns.pattern(life.paddr, life.generation, life.number), vars(life)
+
+
 def late_type():
     """Define a type that other processes have not, unless they do the same."""
 
@@ -139,6 +201,10 @@ class Worker:
         self.last = None  # a message that was loaded already
         self.child = 0
         self.board.set(place, "pid", os.getpid())
+        if place >= WORKERS:
+            for one in self.held:
+                if isinstance(one, Mapped):
+                    self.board.add(place, "spaces of children" if one.usable() else "spaces without a table")
 
     def main(self) -> None:
         """Work until told to end; what goes wrong is told to the director."""
@@ -175,14 +241,19 @@ class Worker:
         for field, kind in (("uniques", "UniqueFrame"), ("lists", "LinkedList"), ("views", "memoryview")):
             self.board.set(self.place, field, sum(type(h.handle).__name__ == kind for h in self.held))
         self.board.set(self.place, "shared", sum(not h.alone for h in self.held))
+        self.board.set(self.place, "mapped", sum(len(h.pages) for h in self.held if isinstance(h, Mapped)))
 
     def report(self) -> None:
         """Check what we hold, say what it is, and wait until we may go on."""
         for holding in self.held:
             holding.check()
         alone = [life.paddr for h in self.held if h.alone for life in h.lives]
+        spaces = [h for h in self.held if isinstance(h, Mapped)]
+        mapped = dict(patterns.references([h for h in spaces if h.usable()]))
+        nodes = sum(h.nodes() for h in spaces)
         pause = int(self.board.pause[0])
-        self.tell("holds", pause, os.getpid(), dict(patterns.references(self.held)), alone)
+        held = dict(patterns.references(self.held))
+        self.tell("holds", pause, os.getpid(), held, alone, mapped, nodes)
         while self.board.pause[0] == pause:
             time.sleep(0.001)
 
@@ -234,6 +305,8 @@ class Worker:
             one.check()
             if isinstance(one, Viewed):
                 one.handle.release()
+            elif isinstance(one.handle, VmSpace):
+                one.handle.close()
             else:
                 one.handle.drop()
 
@@ -290,6 +363,82 @@ class Worker:
             view = memoryview(one.handle)
             one.handle.drop()
             self.held.append(Viewed(view, one.lives))
+
+    def untyped(self) -> Holding | None:
+        one = self.some("UFrame", "USegment", "FrameVec")
+        return None if one is None or one.lives[0].typed else one
+
+    def space(self) -> Mapped | None:
+        one = self.some("VmSpace")
+        return one if one is not None and one.usable() else None
+
+    def map(self) -> None:
+        one = self.untyped()
+        if one is None:
+            return
+        space = self.space()
+        if space is None or self.rng.random() < 0.2:
+            space = Mapped(VmSpace(self.mem, PAGES * PAGE), {})
+            self.held.append(space)
+        page = self.rng.randrange(PAGES)
+        with (
+            space.handle.cursor(page * PAGE) as cursor,
+            contextlib.suppress(AddressInUseError, OutOfBoundError),
+        ):
+            cursor.map(one.handle.clone(), PageProperty(write=self.rng.random() < 0.7))
+            space.pages.update(enumerate(one.lives, page))
+
+    def unmap(self) -> None:
+        if space := self.space():
+            first = self.rng.randrange(PAGES)
+            stop = self.rng.randint(first + 1, PAGES)
+            with space.handle.cursor(first * PAGE) as cursor:
+                gone = cursor.unmap((stop - first) * PAGE)
+            here = [page for page in space.pages if first <= page < stop]
+            assert gone == len(here)
+            for page in here:
+                del space.pages[page]
+                self.board.add(self.place, "pages unmapped")
+
+    def protect(self) -> None:
+        if space := self.space():
+            with space.handle.cursor() as cursor, contextlib.suppress(CopyOnWriteError):
+                cursor.jump(self.rng.randrange(PAGES) * PAGE)
+                rest = PAGES - cursor.virt_addr // PAGE
+                cursor.protect(self.rng.randint(1, rest) * PAGE, PageProperty(write=self.rng.random() < 0.5))
+
+    def snapshot(self) -> None:
+        if space := self.space():
+            self.held.append(Mapped(space.handle.fork(), dict(space.pages)))
+
+    def make_writable(self) -> None:
+        if space := self.space():
+            copied = space.handle.make_writable(meta=Page)
+            for page, life in space.pages.items():
+                with space.handle.cursor(page * PAGE) as cursor:
+                    frame = cursor.query().frame
+                if frame.start_paddr != life.paddr:
+                    space.pages[page] = Life.begin(frame, 0)
+                    copied -= 1
+                    self.board.add(self.place, "pages copied")
+            assert copied == 0
+
+    def mapping(self) -> None:
+        if one := self.untyped():
+            mapping = self.mem.map(one.handle.clone(), reserve=PAGES * PAGE)
+            self.held.append(Mapped(mapping, dict(enumerate(one.lives))))
+
+    def append(self) -> None:
+        mapping, one = self.some("Mapping"), self.untyped()
+        if mapping and one and mapping.usable():
+            with contextlib.suppress(OutOfBoundError):
+                mapping.handle.append(one.handle.clone())
+                mapping.pages.update(enumerate(one.lives, len(mapping.pages)))
+
+    def ring(self) -> None:
+        ring = self.mem.ring(2 * PAGE)
+        lives = [Life.begin(frame, new_number()) for frame in ring.frames[:2]]
+        self.held.append(Mapped(ring, dict(enumerate(2 * lives))))
 
     def send(self) -> None:
         one = self.some("Frame", "UFrame", "Segment", "USegment", "FrameVec")
@@ -370,7 +519,7 @@ class Round:
         self.log = folder / "log"
         self.log.write_bytes(b"")
         Told.log = os.open(self.log, os.O_WRONLY | os.O_APPEND)
-        self.mem = PhysicalMemory.create("2 MiB", clients=16, tickets=128, ticket_ttl=TTL)
+        self.mem = PhysicalMemory.create("3 MiB", clients=16, tickets=128, ticket_ttl=TTL)
         self.held = [
             make(self.mem),
             make_segment(self.mem, 4),
@@ -385,6 +534,8 @@ class Round:
                 end.setblocking(False)
         self.late_class = None
         self.pauses = 0
+        self.nodes = 0  # of the page tables of all workers, as they have said
+        self.mapped: dict[int, Counter] = {}  # by them: pid -> paddr -> mappings
 
     def late(self):
         """The type that the director comes to know last."""
@@ -451,6 +602,7 @@ class Round:
                 ("killed with lists", "lists"),
                 ("killed with views of dropped frames", "views"),
                 ("killed while sharing frames", "shared"),
+                ("killed with mapped frames", "mapped"),
             ):
                 self.count(state, self.board.get(place, field) > 0)
             child = self.board.get(place + WORKERS, "pid") if place < WORKERS else 0
@@ -483,6 +635,8 @@ class Round:
         self.board.pause[0] = self.pauses
         held: dict[int, Counter] = {}
         alone: set[int] = set()
+        self.nodes = 0
+        self.mapped = {}
         deadline = time.monotonic() + SECONDS
         self.reports[0].settimeout(0.02)
         while set(self.board.pids()) - set(held) or set(orphans()) - set(self.board.pids()):
@@ -500,8 +654,10 @@ class Round:
         if kind == "reaped":
             self.count("reaped by a worker", rest[0])
         elif rest[0] == self.board.pause[0]:
-            _, pid, references, owned = rest
+            _, pid, references, owned, mapped, nodes = rest
             held[pid] = Counter(references)
+            self.mapped[pid] = Counter(mapped)
+            self.nodes += nodes
             alone |= set(owned)
 
     def check_after(self, killed: int) -> None:
@@ -523,8 +679,11 @@ class Round:
         self.count("held too long", wrong)
         counts = self.mem.slots["count"]
         for paddr in total:
-            by = {holder.pid: holder.handles for holder in self.mem.holders(paddr) if holder.handles}
+            holders = [holder for holder in self.mem.holders(paddr) if holder.handles or holder.mappings]
+            by = {holder.pid: holder.handles + holder.mappings for holder in holders}
             assert by == {pid: h[paddr] for pid, h in held.items() if h[paddr]}, f"{paddr:#x}: {by}"
+            by = {holder.pid: holder.mappings for holder in holders if holder.mappings}
+            assert by == {pid: m[paddr] for pid, m in self.mapped.items() if m[paddr]}, f"{paddr:#x}: {by}"
             if paddr not in alone:
                 assert total[paddr] <= counts[paddr // 4096] < 2**62, f"{paddr:#x} is freed too early"
         if self.rng.random() < 0.4:
@@ -533,8 +692,11 @@ class Round:
             report = self.mem.audit(repair=True)
             assert report.repaired, report
             assert (report.tickets, report.damaged) == (0, ()), report
-            assert self.mem.used_frames == len(total) + report.orphans, (self.mem.stats(), len(total), report)
+            expected = len(total) + self.nodes + report.orphans
+            assert self.mem.used_frames == expected, (self.mem.stats(), expected, report)
             self.fill()
+            nodes = self.mem.stats().frames_by_type.get("pageframe.PageTableMeta", 0)
+            assert nodes == self.nodes, (nodes, self.nodes)
         else:
             report = self.mem.audit(repair=True)
             assert report.repaired, report

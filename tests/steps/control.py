@@ -13,6 +13,11 @@ from pathlib import Path
 from steps.build import step_names
 
 TARGETS = 8
+in_child = []  # functions, the last of which a forked child runs before it does anything else
+
+# Whoever imports this before pageframe has it run before the hooks of that.
+os.register_at_fork(after_in_child=lambda: in_child and in_child.pop()())
+
 HEAD = struct.Struct("QQQQQ")  # pid, step, after, signal, hit
 
 

@@ -20,13 +20,15 @@ from pageframe import (
     FrameVec,
     LinkedList,
     OutOfFramesError,
+    PageProperty,
     PhysicalMemory,
     UniqueFrame,
     UntypedFrameMeta,
+    VmSpace,
     u64,
 )
 from pageframe._core.memory import leave_all
-from steps.control import Steps
+from steps.control import Steps, in_child
 from steps.patterns import (
     Holding,
     Node,
@@ -40,6 +42,8 @@ from steps.patterns import (
     new_number,
 )
 
+PAGE = 4096
+READ_ONLY = PageProperty(write=False)
 CLIENTS = 3  # the survivor, the victim, and a child of the victim
 
 
@@ -54,17 +58,25 @@ class World:
     children: int = 0
 
     def child(self, work, step=None, after=0) -> None:
-        """Fork a child, which does something and is killed, at a step or at the end; wait for it."""
+        """Fork a child, which does something and is killed, at a step or at the end; wait for it.
+
+        Without work it is killed at a step of the fork itself.
+        """
         self.children += 1
+        target = 1 + self.children
+        if work is None:
+            in_child.append(lambda: self.steps.arm(target, step, after))
         pid = os.fork()
         if pid == 0:
             signal.alarm(30)
             with contextlib.suppress(BaseException):
-                self.steps.arm(1 + self.children, step, after)
-                work()
+                if work is not None:
+                    self.steps.arm(target, step, after)
+                    work()
                 if step is None:
                     os.kill(os.getpid(), signal.SIGKILL)
             os._exit(3)
+        in_child.clear()
         _, status = os.waitpid(pid, 0)
         if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
             raise AssertionError(f"child {self.children} was not killed: {status}")
@@ -289,6 +301,132 @@ def forks(w: World) -> None:
         handle.drop()
 
 
+def spaces(w: World) -> None:
+    """An address space: mapped, split, protected, unmapped; its snapshots, and what is copied."""
+    big = w.mem.alloc_segment(512, align=512 * PAGE)
+    vm = VmSpace(w.mem, 2048 * PAGE)
+    with vm.cursor() as cursor:
+        cursor.map(make(w.mem, Told).handle)
+        cursor.map(make_segment(w.mem, 3).handle)
+        cursor.map(make_vector(w.mem, 4).handle)
+        for holding in w.shared():
+            if not holding.lives[0].typed:
+                cursor.map(holding.handle.clone())
+        cursor.jump(1024 * PAGE)
+        cursor.map(big)
+        cursor.jump(1024 * PAGE)
+        if cursor.query().level != 2:
+            raise AssertionError("no entry of a higher level")
+        cursor.jump(1025 * PAGE)
+        cursor.protect(PAGE, READ_ONLY)  # splits that entry
+        cursor.jump(2 * PAGE)
+        cursor.protect(1030 * PAGE, READ_ONLY)
+    copy = vm.fork()
+    third = copy.fork()
+    if vm.make_writable(0, 8 * PAGE, meta=Page) != 8:
+        raise AssertionError("the first eight pages were shared")
+    with copy.cursor() as cursor:
+        cursor.unmap(4 * PAGE)
+    copy.close()
+    third.make_writable(4 * PAGE, 9 * PAGE)
+    with vm.cursor(PAGE) as cursor:
+        cursor.unmap(3 * PAGE)
+        cursor.jump(1030 * PAGE)
+        cursor.unmap(600 * PAGE)
+    view = third.view(0, 2 * PAGE)
+    third.close()
+    view.release()
+    vm.close()
+
+
+def mappings(w: World) -> None:
+    """Mappings that grow, rings, and arrays over scattered frames that are passed on."""
+    mapping = w.mem.map(make_vector(w.mem, 3, Told).handle)
+    mapping.append([make(w.mem).handle, make_segment(w.mem, 2).handle])
+    mapping.append([h.handle.clone() for h in w.shared() if not h.lives[0].typed])
+    array = mapping.array()
+    mapping.drop()
+    ring = w.mem.ring(3 * PAGE)
+    ring.window(2 * PAGE)[:] = bytes(3 * PAGE)
+    del array
+    with w.mem.alloc_frames(w.mem.free_frames) as some:
+        keep = some[::2]
+    scattered = w.mem.zeros(9 * PAGE, "u1")
+    data = pickle.dumps(scattered[PAGE:])
+    del scattered
+    loaded = pickle.loads(data)
+    loaded[:] = 1
+    del loaded
+    keep.drop()
+    ring.drop()
+
+
+def forked_spaces(w: World) -> None:
+    """Children that have the spaces of the victim, too: one unmaps, one leaves, one is killed."""
+    vm = VmSpace(w.mem, 16 * PAGE)
+    with vm.cursor() as cursor:
+        cursor.map(make(w.mem, Told).handle)
+        cursor.map(make_vector(w.mem, 3).handle)
+        cursor.map(w.shared()[0].handle.clone())
+    copy = vm.fork()
+    mapping, ring = w.mem.map(make(w.mem).handle), w.mem.ring(PAGE)
+    view = mapping.array()
+    mapping.drop()
+    for end in ("exit", "leave", "kill"):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(30)
+            with vm.cursor() as cursor:
+                cursor.unmap(2 * PAGE)
+                cursor.jump(0)
+                cursor.map(make(w.mem).handle)
+            copy.make_writable()
+            ring.drop()
+            if end == "leave":
+                leave_all()
+            if end == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        w.mem.reap()
+    del view
+    vm.close()
+    copy.close()
+    ring.drop()
+
+
+def death_mapped(w: World) -> None:
+    """A child dies that has mapped a bit of everything; the victim reaps it."""
+
+    def work():
+        vm = VmSpace(w.mem, 2048 * PAGE)
+        with vm.cursor(1024 * PAGE) as cursor:
+            cursor.map(w.mem.alloc_segment(512, align=512 * PAGE))
+        with vm.cursor() as cursor:
+            cursor.map(make(w.mem, Told).handle)
+            cursor.map(w.shared()[0].handle.clone())
+        keep.extend([vm, vm.fork(), w.mem.ring(PAGE), w.mem.map(make_vector(w.mem, 3, Told).handle)])
+        keep.append(vm.cursor())
+
+    keep = []
+    w.child(work)
+    w.mem.reap()
+
+
+def death_forked(w: World) -> None:
+    """Children die while they make page tables of their own, within the fork."""
+    vm = VmSpace(w.mem, 16 * PAGE)
+    with vm.cursor() as cursor:
+        cursor.map(make_vector(w.mem, 3).handle)
+        cursor.map(w.shared()[0].handle.clone())
+    ring = w.mem.ring(PAGE)
+    for step, after in (("claim_bit", 1), ("begin_storage", 2), ("publish", 0), ("publish", 5)):
+        w.child(None, step, after)
+        w.mem.reap()
+    vm.close()
+    ring.drop()
+
+
 def attach(w: World) -> None:
     """Detaches and attaches again; then takes the place of a dead client, since all others are used."""
     name = w.mem.name
@@ -366,9 +504,13 @@ def last_of_dead(w: World) -> None:
 SCENARIOS = {
     work.__name__: work
     for work in (
-        frames, runs, unique, exhaust, messages, listed, death, death_loading, orphans, types, forks, attach,
-        leave, audit, last_of_two, last_of_dead,
+        frames, runs, unique, exhaust, messages, listed, death, death_loading, orphans, types, forks,
+        spaces, mappings, forked_spaces, death_mapped, death_forked, attach, leave, audit, last_of_two,
+        last_of_dead,
     )
 }  # fmt: skip
+MAPPED = tuple(
+    work.__name__ for work in (spaces, mappings, forked_spaces, death_mapped, death_forked)
+)  # that have address spaces
 STOPS = (last_of_two.__name__, last_of_dead.__name__)  # where the survivor drops its first holding
 NAMED = (attach.__name__,)  # where the arena needs a name

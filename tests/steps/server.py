@@ -18,6 +18,9 @@ import traceback
 import uuid
 from pathlib import Path
 
+from steps.control import TARGETS, Steps
+
+# isort: split
 from pageframe import FrameGoneError, PhysicalMemory
 from steps.check import (
     check_all_free_frames_work,
@@ -26,7 +29,6 @@ from steps.check import (
     check_held,
     check_repaired,
 )
-from steps.control import TARGETS, Steps
 from steps.patterns import Node, Told, make, make_list, make_segment, make_unique, make_vector
 from steps.scenarios import CLIENTS, NAMED, SCENARIOS, STOPS, World, late_type
 
