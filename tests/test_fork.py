@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import pageframe as pf
+from pageframe._core import backing
 from processes import (
     LIMIT,
     Forked,
@@ -582,6 +583,38 @@ def test_a_child_of_a_full_client_table_finds_the_arena_closed_and_its_parent_go
         view = None
         for handle in (frame, segment, vec):
             handle.drop()
+
+
+def test_a_fork_whose_preparation_is_interrupted_takes_nothing_from_the_parent(shared, monkeypatch):
+    unraisable, opened = [], []
+
+    def interrupted(fd, open_again=backing.open_again):
+        opened.append(fd)
+        if len(opened) == 2:
+            raise KeyboardInterrupt
+        return open_again(fd)
+
+    with shared_arena() as other:
+        frames = [mem.alloc_frame() for mem in (shared, other)]
+
+        def work(conn):
+            found = [frame.mem.closed or frame.reference_count for frame in frames]
+            for frame in frames:
+                frame.drop()
+            return found
+
+        monkeypatch.setattr(backing, "open_again", interrupted)
+        monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+        with Forked(work) as child:
+            assert child.result() == [2, True]
+        monkeypatch.undo()
+        assert [u.exc_type for u in unraisable] == [KeyboardInterrupt]
+        unraisable.clear()
+        for frame in frames:
+            frame.mem.reap()
+            assert frame.mem.audit().clean
+            assert frame.reference_count == 1
+            frame.drop()
 
 
 def test_forking_with_several_arenas_gives_the_child_each_of_them(shared):

@@ -204,12 +204,21 @@ cdef bint is_forking() noexcept nogil:
     return pf_forking
 
 
+cdef list alive(object arenas):
+    """The arenas of a WeakValueDictionary.
+
+    The iterators of that are Python code, in which other threads may run and signals arrive.
+    """
+    found = [reference() for reference in list(arenas.data.values())]
+    return [mem for mem in found if mem is not None]
+
+
 def before_fork():
     """Take places and make files for the child."""
     global pf_forking
     errors = []
     forking.acquire()
-    for mem in [*shared_arenas.values(), *private_arenas.values()]:
+    for mem in alive(shared_arenas) + alive(private_arenas):
         if (<Arena>mem).a.open:
             try:
                 if (<Arena>mem).span:
@@ -218,7 +227,7 @@ def before_fork():
                     leave_child_file(mem)
                     (<Arena>mem).child_fd = backing.create_private(mem.size)
                 forking_arenas.append(mem)
-            except Exception as error:      # shown below; the child finds the arena closed
+            except BaseException as error:  # shown below; the child finds the arena closed
                 errors.append(error)
     pf_forking = True
     if errors:
@@ -240,16 +249,23 @@ def after_in_child():
     global forking, pf_forking
     pf_forking = False
     forking = RLock()
-    for mem in list(shared_arenas.values()):
-        if not (<Arena>mem).a.open:     # closed since it took a place
-            leave_child_file(mem)
-        be_child(mem)
-    for mem in list(private_arenas.values()):
-        if (<Arena>mem).a.open:
-            use_copy(mem)
+    errors = []
+    for mem in alive(shared_arenas) + alive(private_arenas):
+        try:
+            if not (<Arena>mem).span:
+                if (<Arena>mem).a.open:
+                    use_copy(mem)
+                continue
+            if not (<Arena>mem).a.open:     # closed since it took a place
+                leave_child_file(mem)
+            be_child(mem)
+        except BaseException as error:      # such as a signal's: it must not leave us the parent's places
+            errors.append(error)
     for mem in forking_arenas:
         leave_child_file(mem)
     forking_arenas.clear()
+    if errors:
+        raise errors[0]
 
 
 os.register_at_fork(

@@ -1283,9 +1283,19 @@ def after_in_parent():
 
 def after_in_child():
     """Have all spaces show what this process holds."""
-    for space in all_spaces():
-        be_child(space)
+    here = all_spaces()
+    errors = []
+    for space in here:
+        if (<VmSpace>space).mem.span:
+            (<VmSpace>space).table.root = (<VmSpace>space).table.nodes = 0      # they are the parent's
+    for space in here:
+        try:
+            be_child(space)
+        except BaseException as error:
+            errors.append(error)
     after_in_parent()
+    if errors:
+        raise errors[0]
 
 
 cdef int be_child(VmSpace space) except -1:
@@ -1310,7 +1320,6 @@ cdef int be_child(VmSpace space) except -1:
             blank(&space.where)
             space.why_over = "its frames could not be mapped when this process was forked"
         return 0
-    space.table.root = space.table.nodes = 0        # they are the parent's
     if not space.mem.a.open:
         return 0
     space.why_over = "there was no memory for a page table of its own when this process was forked"
@@ -1318,14 +1327,16 @@ cdef int be_child(VmSpace space) except -1:
         change = new_change(space)
         change.new, space.at_fork = space.at_fork, change.new
         change.first, change.stop = 0, space.pages
+        space.unmade = True
         try:
             change.ready()
             change.write()
-        except MemoryError:     # what it shows is held until it goes
-            change.new, space.at_fork = space.at_fork, change.new
-            space.unmade = True
+            space.unmade = False
+        except MemoryError:
             return 0
-        space.unmade = False
+        finally:
+            if space.unmade:    # what it shows is held until it goes
+                change.new, space.at_fork = space.at_fork, change.new
         space.why_over = None
     return 0
 
