@@ -401,7 +401,7 @@ def test_a_child_goes_on_when_its_parent_ends_first(shared, how):
         else:
             assert process.wait() == 0
         assert [client.pid for client in shared.reap().clients] == [process.pid]
-        assert handles_of(shared, paddr) == {grandchild: 1}
+        wait_until(lambda: handles_of(shared, paddr) == {grandchild: 1})  # once it has said who it is
         process.say()
         assert process.hear() == (True, 1)
         process.say()
