@@ -1279,6 +1279,41 @@ def test_a_child_for_which_no_copy_could_be_made_finds_the_arena_closed_and_its_
     assert run_program(NO_COPY, kind) == f"{kind} {told}\n".encode()
 
 
+def test_a_copy_made_while_threads_run_bulk_operations_gives_no_frame_twice():
+    mem = pf.PhysicalMemory("64 MiB")
+    kept = filled(mem.alloc_segment(100), 7)
+    mapping = mem.map(filled(mem.alloc_frames(50), 8))
+
+    def work(number):
+        with mem.alloc_frames(3000, zeroed=False) as vec, vec.clone():
+            filled(vec[:2], number)
+        with mem.alloc_segment(2500, zeroed=False) as segment:
+            fill(segment, number)
+
+    def child(conn):
+        taken = mem.alloc_frames(mem.free_frames, zeroed=False)
+        mine = taken.paddrs.tolist()
+        held = {*kept_paddrs, *mapping.frames.paddrs.tolist()}
+        filled(taken, 9)
+        assert len(set(mine)) == len(mine)
+        assert not held & set(mine)
+        assert holds(kept, 7)
+        assert holds(mapping, 8)
+        return mem.free_frames
+
+    kept_paddrs = [frame.start_paddr for frame in kept]
+
+    def forks():
+        for _ in range(12):
+            with Forked(child) as process:
+                assert process.result() == 0
+
+    while_threads_run(work, 2, forks)
+    kept.drop()
+    mapping.drop()
+    mem.close()
+
+
 def test_an_arena_that_can_not_be_mapped_is_copied_by_the_kernel():
     mem = pf.PhysicalMemory("1 MiB", mappable=False)
     frame = filled(mem.alloc_frame(), 1)
