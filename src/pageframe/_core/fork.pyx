@@ -171,7 +171,7 @@ cdef bint copy_range(Arena mem, uint64_t start, uint64_t stop) noexcept nogil:
 cdef int use_copy(Arena mem) except -1:
     """In the child: use the copy that the parent has made."""
     if mem.child_fd < 0:
-        mem.why_closed = "there was no memory to copy the arena when this process was forked"
+        mem.why_closed = "the arena could not be copied when this process was forked"
         mem.release_memory()    # that of the parent
         return 0
     os.close(mem.map_fd)
