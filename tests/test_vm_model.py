@@ -18,6 +18,8 @@ import ctypes
 import gc
 import os
 import random
+import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from pathlib import Path
 
@@ -253,7 +255,7 @@ class Machine(RuleBasedStateMachine):
         self.handles: list[Handle] = []
         self.spaces: list[Space] = []
         self.ballast = None
-        self.tight_for = 0
+        self.tight = False  # whether the budget was used up once: that takes a while
         self.stamp = 1
         self.can_execute = self.try_execute()
 
@@ -313,6 +315,10 @@ class Machine(RuleBasedStateMachine):
 
     def mapped(self, *kinds):
         return [s for s in self.spaces if s.kind in kinds and not s.closed]
+
+    def with_copies(self):
+        """Spaces that show something copy-on-write."""
+        return [s for s in self.open_spaces() if any(e.copy for e in s.entries.values())]
 
     def cursors(self):
         return [c for s in self.spaces for c in s.cursors]
@@ -435,12 +441,14 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def kernel_mappings_are_the_kernels(self):
         assert pf.map_budget() == (self.budget_used(), self.limit)
-        lines = Path("/proc/self/maps").read_text().splitlines()
-        shown = [tuple(int(end, 16) for end in line.split(" ", 1)[0].split("-")) for line in lines]
+        lines = re.findall(rb"^([0-9a-f]+)-([0-9a-f]+) ", Path("/proc/self/maps").read_bytes(), re.MULTILINE)
+        starts = [int(start, 16) for start, _ in lines]
+        stops = [int(stop, 16) for _, stop in lines]
         for space in self.spaces:
             start, stop = space.base, space.base + space.pages * PAGE
             expected = mappings_of(space.entries, space.pages)
-            assert sum(a < stop and start < b for a, b in shown) == expected
+            # Those that begin before its end and end behind its beginning.
+            assert bisect_left(starts, stop) - bisect_right(stops, start) == expected
             if not space.closed and space.kind != "array":
                 assert space.real.kernel_mappings == expected
 
@@ -482,19 +490,13 @@ class Machine(RuleBasedStateMachine):
                 assert cursor.real.virt_addr == cursor.at * PAGE
                 assert cursor.real.range == range(cursor.first * PAGE, cursor.stop * PAGE)
 
-    @invariant()
-    def loosen(self):
-        """A budget that is nearly used up makes the other checks slow."""
-        if self.ballast is not None:
-            self.tight_for -= 1
-            if self.tight_for <= 0:
-                self.ballast.drop()
-                self.ballast = None
-
     # -- handles -------------------------------------------------------------------------------
 
-    @rule(n=st.integers(1, 12), kind=st.sampled_from(("frame", "segment", "vec")), raw=flag, zeroed=flag)
+    @rule(n=st.integers(1, 15), kind=st.sampled_from(("frame", "segment", "vec")), raw=flag, zeroed=flag)
     def allocate(self, n, kind, raw, zeroed):
+        if n > 12:
+            self.allocate_large((SPAN, SPAN + 3, 2 * SPAN)[n % 3])
+            return
         meta = Raw if raw else None
         if kind == "segment":
             possible = self.has_run(n, 1)
@@ -511,18 +513,27 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(pf.OutOfFramesError):
                 call()
 
-    @rule(n=st.sampled_from((SPAN, SPAN, SPAN + 3, 2 * SPAN)))
     def allocate_large(self, n):
+        """A segment that entries of level 2 can map."""
         if self.has_run(n, SPAN):
             self.take("segment", self.mem.alloc_segment(n, align=SPAN * PAGE, zeroed=False))
 
-    @rule(n=number)
+    @rule(which=st.integers(0, 6), n=number, a=number, b=number)
+    def use_handle(self, which, n, a, b):
+        if which < 2:
+            self.clone(n)
+        elif which < 4:
+            self.part(n, a, b)
+        elif which < 6:
+            self.drop(n)
+        else:
+            self.view_handle(n)
+
     def clone(self, n):
         if self.handles and len(self.handles) < 12:
             handle = pick(self.handles, n)
             self.take(handle.kind, handle.real.clone())
 
-    @rule(n=number, a=number, b=number)
     def part(self, n, a, b):
         """A part of a handle, with references of its own."""
         many = [h for h in self.handles if h.kind in ("segment", "vec")]
@@ -531,7 +542,6 @@ class Machine(RuleBasedStateMachine):
             first, last = sorted((a % len(handle.frames), b % len(handle.frames)))
             self.take(handle.kind, handle.real[first : last + 1])
 
-    @rule(n=number)
     def drop(self, n):
         if self.handles:
             self.forget(pick(self.handles, n)).real.drop()
@@ -543,7 +553,6 @@ class Machine(RuleBasedStateMachine):
             handle.view.release()
         return handle
 
-    @rule(n=number)
     def view_handle(self, n):
         plain = [h for h in self.handles if h.kind in ("frame", "segment")]
         if plain:
@@ -554,13 +563,21 @@ class Machine(RuleBasedStateMachine):
                 handle.view.release()
                 handle.view = None
 
-    @rule(left=st.sampled_from((0, 0, 1, 1, 2, 3, 4, 5, 7)))
+    @rule(which=st.integers(0, 7), left=st.integers(0, 7), every=st.integers(2, 4), at=st.integers(0, 3))
+    def press(self, which, left, every, at):
+        """Have frames be few, or scattered; or many again."""
+        if which == 0:
+            self.use_up_frames(left)
+        elif which == 1:
+            self.fragment(every, at)
+        elif which < 6:
+            self.relax()
+
     def use_up_frames(self, left):
         """Hold all but a few frames."""
         if self.free() > left:
             self.take("hog", self.mem.alloc_frames(self.free() - left, zeroed=False))
 
-    @rule(every=st.integers(2, 4), at=st.integers(0, 3))
     def fragment(self, every, at):
         """Have no run of free frames."""
         if self.free() >= 2 * every:
@@ -571,7 +588,6 @@ class Machine(RuleBasedStateMachine):
             everything.drop()
             self.take("hog", kept)
 
-    @rule()
     def relax(self):
         for handle in [h for h in self.handles if h.kind == "hog"]:
             self.forget(handle).real.drop()
@@ -592,12 +608,32 @@ class Machine(RuleBasedStateMachine):
                 assert real.page_size == PAGE
                 self.spaces.append(Space("space", real, pages, real.base))
 
-    @rule(size=st.sampled_from((0, -PAGE, 5000, PAGE + 1, 2**64, "1 B")))
+    @rule(
+        which=st.integers(0, 2),
+        n=number,
+        a=number,
+        how=st.integers(0, 6),
+        size=st.sampled_from((0, -PAGE, 5000, PAGE + 1, 2**64, "1 B")),
+    )
+    def ask_for_nonsense(self, which, n, a, how, size):
+        if which == 0:
+            self.make_bad_space(size)
+        elif which == 1:
+            self.open_bad_cursor(n, a % 7)
+        else:
+            self.map_what_can_not_be_mapped(n, a, how)
+
     def make_bad_space(self, size):
         with pytest.raises(ValueError, match="size"):
             pf.VmSpace(self.mem, size)
 
-    @rule(n=number)
+    @rule(n=number, which=st.integers(0, 3))
+    def give_up(self, n, which):
+        if which:
+            self.drop_mapping(n)
+        else:
+            self.close(n)
+
     def close(self, n):
         if not self.open_spaces():
             return
@@ -653,7 +689,6 @@ class Machine(RuleBasedStateMachine):
         space.cursors.append(cursor)
         return cursor
 
-    @rule(n=number, bad=st.integers(0, 6))
     def open_bad_cursor(self, n, bad):
         if not self.open_spaces():
             return
@@ -674,7 +709,13 @@ class Machine(RuleBasedStateMachine):
         with pytest.raises(ValueError, match="step"):
             space.real.cursor(range(0, size, PAGE) if space.pages > 1 else range(0, PAGE, 2))
 
-    @rule(n=number)
+    @rule(n=number, alone=flag)
+    def close_some_cursors(self, n, alone):
+        if alone:
+            self.close_cursors(True)
+        else:
+            self.close_cursor(n)
+
     def close_cursor(self, n):
         if self.cursors():
             self.end_cursor(pick(self.cursors(), n))
@@ -685,7 +726,6 @@ class Machine(RuleBasedStateMachine):
         with pytest.raises(pf.SpaceClosedError):
             _ = cursor.real.virt_addr
 
-    @rule(alone=mostly)
     def close_cursors(self, alone):
         for cursor in self.cursors() if alone else ():
             self.end_cursor(cursor)
@@ -694,7 +734,8 @@ class Machine(RuleBasedStateMachine):
         """A cursor that goes to some page; one that is opened, if there is none."""
         if not self.open_spaces():
             return None
-        space = pick(self.open_spaces(), n)
+        used = [s for s in self.open_spaces() if s.entries]
+        space = pick(used if used and n % 3 else self.open_spaces(), n // 3)
         if not space.cursors:
             self.cursor_over(space, 0, space.pages)
         cursor = pick(space.cursors, a)
@@ -709,7 +750,17 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(pf.OutOfBoundError):
                 cursor.real.jump(page * PAGE)
 
-    @rule(n=number, a=number, how=st.integers(0, 6), odd=st.integers(1, PAGE - 1))
+    @rule(which=st.integers(0, 3), n=number, a=number, b=number, how=st.integers(0, 6), far=flag)
+    def look(self, which, n, a, b, how, far):
+        if which == 0:
+            self.jump(n, a, how, b % (PAGE - 1) + 1)
+        elif which == 1:
+            self.query(n, a, how)
+        elif which == 2:
+            self.find_next(n, a, b, how, far)
+        else:
+            self.walk(n)
+
     def jump(self, n, a, how, odd):
         cursor = self.some_cursor(n, a, how)
         if cursor is not None:
@@ -720,7 +771,6 @@ class Machine(RuleBasedStateMachine):
                 with pytest.raises(pf.OutOfBoundError):
                     cursor.real.jump(va)
 
-    @rule(n=number, a=number, how=st.integers(0, 6))
     def query(self, n, a, how):
         cursor = self.some_cursor(n, a, how)
         if cursor is not None:
@@ -749,7 +799,6 @@ class Machine(RuleBasedStateMachine):
         item.frame.drop()
         return stop
 
-    @rule(n=number, a=number, b=number, how=st.integers(0, 6), far=flag)
     def find_next(self, n, a, b, how, far):
         cursor = self.some_cursor(n, a, how)
         if cursor is None:
@@ -777,7 +826,6 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(pf.OutOfBoundError):
                 call(nbytes)
 
-    @rule(n=number)
     def walk(self, n):
         """Go over all that a space shows."""
         spaces = [s for s in self.open_spaces() if not s.cursors]
@@ -878,7 +926,6 @@ class Machine(RuleBasedStateMachine):
             e.frame in held for s in self.spaces if s is not space for e in s.entries.values()
         )
 
-    @rule(n=number, a=number, how=st.integers(0, 6))
     def map_what_can_not_be_mapped(self, n, a, how):
         cursor = self.some_cursor(n, a, how)
         if cursor is None:
@@ -924,6 +971,10 @@ class Machine(RuleBasedStateMachine):
         else:
             REACHED["budget reached by an unmap"] += self.room() < 2
 
+    @rule(n=number, a=number, b=number, how=st.integers(0, 6), all_=rarely)
+    def unmap_again(self, n, a, b, how, all_):
+        self.unmap(n, a, b, how, all_)
+
     def stretch(self, cursor, b, all_):
         left = cursor.stop - cursor.at
         count = left if all_ else b % (min(left, (8, 600)[b % 2]) + 1)
@@ -959,6 +1010,10 @@ class Machine(RuleBasedStateMachine):
                 assert done == [len(old)]
                 cursor.at = stop
                 REACHED["level 2 protected in part"] += cut
+
+    @rule(n=number, a=number, b=number, how=st.integers(0, 6), access=props, all_=flag)
+    def protect_again(self, n, a, b, how, access, all_):
+        self.protect(n, a, b, how, access, all_)
 
     @rule(n=number, alone=mostly)
     def fork(self, n, alone):
@@ -999,7 +1054,7 @@ class Machine(RuleBasedStateMachine):
     def make_writable(self, n, a, b, how, raw, alone):
         if not self.open_spaces():
             return
-        space = pick(self.open_spaces(), n)
+        space = pick(self.with_copies() or self.open_spaces(), n)
         self.close_cursors(alone)
         first, stop = self.interval(space, a, b, how)
         meta = Raw if raw else None
@@ -1044,6 +1099,10 @@ class Machine(RuleBasedStateMachine):
         space.entries = rewritten(space.entries, first, stop, new)
         REACHED["copied on write"] += bool(copied)
         REACHED["kept on write"] += any(e.copy and page not in frames for page, e in old)
+
+    @rule(n=number, a=number, b=number, how=st.integers(0, 5), raw=flag, alone=mostly)
+    def make_writable_again(self, n, a, b, how, raw, alone):
+        self.make_writable(n, a, b, how, raw, alone)
 
     def frames_at(self, space, pages):
         """Which frames a space really shows."""
@@ -1093,6 +1152,10 @@ class Machine(RuleBasedStateMachine):
                 real[0] = 1
             with pytest.raises(ValueError, match="WRITEABLE"):
                 np.frombuffer(real, np.uint8).flags.writeable = True
+
+    @rule(n=number, a=number, b=number, style=st.integers(0, 2), how=st.integers(0, 5))
+    def view_again(self, n, a, b, style, how):
+        self.view(n, a, b, style, how)
 
     @rule(n=number)
     def end_view(self, n):
@@ -1209,7 +1272,6 @@ class Machine(RuleBasedStateMachine):
             real = space.real.array((count, SPAN), np.uint64)
             space.views.append(View(space, real, 0, count))
 
-    @rule(n=number)
     def drop_mapping(self, n):
         if self.mapped("mapping", "ring"):
             space = pick(self.mapped("mapping", "ring"), n)
@@ -1219,11 +1281,16 @@ class Machine(RuleBasedStateMachine):
                 with pytest.raises(pf.MovedError):
                     call()
 
-    @rule(count=st.integers(1, 6), large=rarely)
-    def ring(self, count, large):
+    @rule(count=st.integers(1, 30), circular=flag, large=rarely)
+    def get_mapped(self, count, circular, large):
+        if circular:
+            self.ring(SPAN if large else count % 6 + 1)
+        else:
+            self.array(count)
+
+    def ring(self, count):
         if len(self.mapped("ring")) >= 3:
             return
-        count = SPAN if large else count
         run = self.has_run(count, 1)
         nodes = len(nodes_of({page: Entry(0, RW) for page in range(2 * count)}))
         free, room = self.free(), self.room()
@@ -1249,7 +1316,6 @@ class Machine(RuleBasedStateMachine):
         with pytest.raises(TypeError):
             real.append(real)
 
-    @rule(count=st.integers(1, 30))
     def array(self, count):
         if len([s for s in self.spaces if s.kind == "array"]) >= 3 or len(self.views()) >= 8:
             return
@@ -1340,20 +1406,54 @@ class Machine(RuleBasedStateMachine):
             REACHED["alias written through an address"] += bool(refs[frame] > 1)
         self.words[frame, word] = value
 
+    @rule(n=number, a=number, word=st.integers(0, 3), how=st.integers(0, 2))
+    def write_again(self, n, a, word, how):
+        self.write(n, a, word, how)
+
     # -- limits --------------------------------------------------------------------------------
 
-    @rule(left=st.integers(0, 6), steps=st.integers(1, 3), often=rarely)
-    def use_up_budget(self, left, steps, often):
-        """Leave room for a few kernel mappings only, for the next steps."""
-        if self.ballast is None and often:
-            count = self.room() - left
-            mem = ballast_arena()
-            with mem.alloc_frame() as frame:
-                # Clones of one frame: none continues another.
-                vec = pf.FrameVec.from_frames(frame.clone() for _ in range(count))
-            self.ballast = mem.map(vec, reserve=count * PAGE)
-            self.tight_for = steps + 1
-            assert self.room() == left
+    @rule(
+        left=st.integers(0, 6),
+        which=st.integers(0, 9),
+        n=number,
+        a=number,
+        b=number,
+        how=st.integers(0, 6),
+        access=props,
+        alone=mostly,
+    )
+    def use_up_budget(self, left, which, n, a, b, how, access, alone):
+        """Do something while there is room for a few kernel mappings only."""
+        if self.tight or not any(s.entries for s in self.open_spaces()):
+            return
+        self.tight = True
+        count = self.room() - left
+        mem = ballast_arena()
+        with mem.alloc_frame() as frame:
+            # Clones of one frame: none continues another.
+            vec = pf.FrameVec.from_frames(frame.clone() for _ in range(count))
+        self.ballast = mem.map(vec, reserve=count * PAGE)
+        assert self.room() == left
+        if which == 0:
+            self.make_space(3)
+        elif which == 1:
+            self.fill(n, a, how, b % 20 + 1, n % 2, access, True)
+        elif which == 2:
+            self.map_scattered(n, b % 4 + 1, RW, None)
+        elif which == 3:
+            self.append(n, a, 2)
+        elif which == 4:
+            self.protect(n, a, b, how, access, False)
+        elif which == 5:
+            self.make_writable(n, a, b, how, False, alone)
+        elif which == 6:
+            (self.ring if b % 2 else self.array)(b % 6 + 1)
+        elif which < 9:
+            self.unmap(n, a, b, how, False)
+        else:
+            self.fork(n, alone)
+        self.ballast.drop()
+        self.ballast = None
 
     # -- who holds what ------------------------------------------------------------------------
 
