@@ -570,6 +570,8 @@ class Machine(RuleBasedStateMachine):
             self.use_up_frames(left)
         elif which == 1:
             self.fragment(every, at)
+            self.array(left + 2)
+            self.ring(left + 2)
         elif which < 6:
             self.relax()
 
@@ -637,7 +639,8 @@ class Machine(RuleBasedStateMachine):
     def close(self, n):
         if not self.open_spaces():
             return
-        space = pick(self.open_spaces(), n)
+        viewed = [s for s in self.open_spaces() if s.views]
+        space = pick(viewed if viewed and n % 3 == 0 else self.open_spaces(), n // 3)
         space.real.close()
         self.end(space)
         assert space.real.closed
@@ -758,6 +761,8 @@ class Machine(RuleBasedStateMachine):
             self.query(n, a, how)
         elif which == 2:
             self.find_next(n, a, b, how, far)
+        elif far:
+            self.query_part(n, a)
         else:
             self.walk(n)
 
@@ -774,6 +779,15 @@ class Machine(RuleBasedStateMachine):
     def query(self, n, a, how):
         cursor = self.some_cursor(n, a, how)
         if cursor is not None:
+            self.check_query(cursor)
+
+    def query_part(self, n, a):
+        """What a cursor is told of an entry that reaches beyond its range."""
+        large = [(s, page) for s in self.open_spaces() for page, e in s.entries.items() if e.level > 1]
+        if large:
+            self.close_cursors(True)
+            space, page = pick(large, n)
+            cursor = self.cursor_over(space, page, min(space.pages, page + a % SPAN + 1))
             self.check_query(cursor)
 
     def check_query(self, cursor):
@@ -950,9 +964,11 @@ class Machine(RuleBasedStateMachine):
         cursor = self.some_cursor(n, a, how)
         if cursor is None:
             return
-        space, first, stop = self.stretch(cursor, b, all_)
-        old = self.within(space, first, stop)
         self.bad_lengths(cursor, cursor.real.unmap)
+        self.unmap_stretch(cursor, *self.stretch(cursor, b, all_))
+
+    def unmap_stretch(self, cursor, space, first, stop):
+        old = self.within(space, first, stop)
         call = lambda: cursor.real.unmap((stop - first) * PAGE)  # noqa: E731
         if self.overlapping(space, first, stop):
             with pytest.raises(pf.RangeInUseError):
@@ -970,6 +986,23 @@ class Machine(RuleBasedStateMachine):
             REACHED["hole skipped"] += 0 < len(old) < stop - first
         else:
             REACHED["budget reached by an unmap"] += self.room() < 2
+
+    def make_hole(self, n):
+        """Unmap a page in the midst of a run, so that there are two runs and a hole."""
+        places = [
+            (s, page)
+            for s in self.open_spaces()
+            for page, e in s.entries.items()
+            for other in (page - 1, page + 1)
+            if other in s.entries and other - page == s.entries[other].frame - e.frame
+        ]
+        inner = [place for place, times in Counter(places).items() if times == 2]
+        if inner:
+            self.close_cursors(True)
+            space, page = pick(inner, n)
+            cursor = self.cursor_over(space, 0, space.pages)
+            self.go(cursor, page)
+            self.unmap_stretch(cursor, space, page, page + 1)
 
     @rule(n=number, a=number, b=number, how=st.integers(0, 6), all_=rarely)
     def unmap_again(self, n, a, b, how, all_):
@@ -1448,8 +1481,10 @@ class Machine(RuleBasedStateMachine):
             self.make_writable(n, a, b, how, False, alone)
         elif which == 6:
             (self.ring if b % 2 else self.array)(b % 6 + 1)
-        elif which < 9:
+        elif which == 7:
             self.unmap(n, a, b, how, False)
+        elif which == 8:
+            self.make_hole(n)
         else:
             self.fork(n, alone)
         self.ballast.drop()
@@ -1534,8 +1569,8 @@ def test_spaces_and_mappings_agree_with_the_model_and_rare_states_are_reached(ma
         run_state_machine_as_test(
             seed(number + more)(machine),
             settings=settings(
-                max_examples=int(EXAMPLES or 60),
-                stateful_step_count=60,
+                max_examples=int(EXAMPLES or 25),
+                stateful_step_count=50,
                 deadline=None,
                 database=None,
                 report_multiple_bugs=False,
