@@ -101,6 +101,15 @@ mostly = st.integers(0, 5).map(lambda n: n > 0)
 rarely = st.integers(0, 5).map(lambda n: n == 5)
 props = st.sampled_from((RW, RW, RW, RO, RO, NONE, EXEC))
 
+ACTIONS = (
+    *("allocate", "allocate", "append", "array", "ask for nonsense", "audit", "clone", "close"),
+    *("close cursors", "drop", "drop a mapping", "end a view", "fill", "fill", "fill", "find", "fork"),
+    *("fork", "jump", "make a space", "make writable", "make writable", "map", "map", "map"),
+    *("map scattered", "open a cursor", "part", "press", "protect", "protect", "query", "query a part"),
+    *("ring", "unmap", "unmap", "use up the budget", "view", "view", "view a handle", "view a mapping"),
+    *("walk", "write", "write", "write"),
+)
+
 
 class Handle:
     """A handle of the user's, and the views of its bytes."""
@@ -490,9 +499,67 @@ class Machine(RuleBasedStateMachine):
                 assert cursor.real.virt_addr == cursor.at * PAGE
                 assert cursor.real.range == range(cursor.first * PAGE, cursor.stop * PAGE)
 
+    # -- what is done --------------------------------------------------------------------------
+
+    @rule(
+        action=st.sampled_from(ACTIONS),
+        n=number,
+        a=number,
+        b=number,
+        how=st.integers(0, 6),
+        access=props,
+        yes=flag,
+        alone=mostly,
+    )
+    def act(self, action, n, a, b, how, access, yes, alone):
+        """One rule for all, as hypothesis would leave some rules out and so not come to rare states."""
+        kind = ("frame", "segment", "vec")[a % 3]
+        size = (0, -PAGE, 5000, PAGE + 1, 2**64, "1 B")[b % 6]
+        fresh = (1, 2, 5, 20, SPAN, SPAN + 20)[b % 6]
+        {
+            "allocate": lambda: self.allocate(n % 15 + 1, kind, yes, alone),
+            "append": lambda: self.append(n, a, b % 3 + 1),
+            "array": lambda: self.array(n % 30 + 1),
+            "ask for nonsense": lambda: (
+                self.make_bad_space(size),
+                self.open_bad_cursor(n, a % 7),
+                self.map_what_can_not_be_mapped(n, a, how),
+            ),
+            "audit": lambda: self.audit(n),
+            "clone": lambda: self.clone(n),
+            "close": lambda: self.close(n),
+            "close cursors": lambda: self.close_cursors(True) if yes else self.close_cursor(n),
+            "drop": lambda: self.drop(n),
+            "drop a mapping": lambda: self.drop_mapping(n),
+            "end a view": lambda: self.end_view(n),
+            "fill": lambda: self.fill(n, a, how, fresh, yes, access, alone),
+            "find": lambda: self.find_next(n, a, b, how, yes),
+            "fork": lambda: self.fork(n, alone),
+            "jump": lambda: self.jump(n, a, how, b % (PAGE - 1) + 1),
+            "make a space": lambda: self.make_space(SIZES[n % len(SIZES)]),
+            "make writable": lambda: self.make_writable(n, a, b, how, yes, alone),
+            "map": lambda: self.map(n, a, b, how, access, yes),
+            "map scattered": lambda: self.map_scattered(
+                n, a % 4 + 1, access if access[0] else RW, (None, 0, 3, 20)[b % 4]
+            ),
+            "open a cursor": lambda: self.open_cursor(n, a, b, how, a % 3),
+            "part": lambda: self.part(n, a, b),
+            "press": lambda: self.press(how, b % 8, a % 3 + 2, n % 4),
+            "protect": lambda: self.protect(n, a, b, how, access, yes),
+            "query": lambda: self.query(n, a, how),
+            "query a part": lambda: self.query_part(n, a),
+            "ring": lambda: self.ring(SPAN if n % 6 == 5 else n % 5 + 1),
+            "unmap": lambda: self.unmap(n, a, b, how, n % 6 == 5),
+            "use up the budget": lambda: self.use_up_budget(b % 7, a % 10, n, a, b, how, access, alone),
+            "view": lambda: self.view(n, a, b, a % 3, how),
+            "view a handle": lambda: self.view_handle(n),
+            "view a mapping": lambda: self.view_mapping(n, a % 3, b),
+            "walk": lambda: self.walk(n),
+            "write": lambda: self.write(n, a, b % 4, how % 3),
+        }[action]()
+
     # -- handles -------------------------------------------------------------------------------
 
-    @rule(n=st.integers(1, 15), kind=st.sampled_from(("frame", "segment", "vec")), raw=flag, zeroed=flag)
     def allocate(self, n, kind, raw, zeroed):
         if n > 12:
             self.allocate_large((SPAN, SPAN + 3, 2 * SPAN)[n % 3])
@@ -517,17 +584,6 @@ class Machine(RuleBasedStateMachine):
         """A segment that entries of level 2 can map."""
         if self.has_run(n, SPAN):
             self.take("segment", self.mem.alloc_segment(n, align=SPAN * PAGE, zeroed=False))
-
-    @rule(which=st.integers(0, 6), n=number, a=number, b=number)
-    def use_handle(self, which, n, a, b):
-        if which < 2:
-            self.clone(n)
-        elif which < 4:
-            self.part(n, a, b)
-        elif which < 6:
-            self.drop(n)
-        else:
-            self.view_handle(n)
 
     def clone(self, n):
         if self.handles and len(self.handles) < 12:
@@ -563,7 +619,6 @@ class Machine(RuleBasedStateMachine):
                 handle.view.release()
                 handle.view = None
 
-    @rule(which=st.integers(0, 7), left=st.integers(0, 7), every=st.integers(2, 4), at=st.integers(0, 3))
     def press(self, which, left, every, at):
         """Have frames be few, or scattered; or many again."""
         if which == 0:
@@ -596,12 +651,29 @@ class Machine(RuleBasedStateMachine):
 
     # -- spaces --------------------------------------------------------------------------------
 
-    @initialize(a=st.sampled_from(SIZES), n=st.integers(1, 12))
-    def begin(self, a, n):
-        self.make_space(a)
-        self.take("vec", self.mem.alloc_frames(n))
+    @initialize(
+        pages=st.sampled_from(SIZES),
+        n=number,
+        count=st.integers(1, 20),
+        access=props,
+        large=flag,
+        fork=flag,
+        view=flag,
+    )
+    def begin(self, pages, n, count, access, large, fork, view):
+        """Two spaces, where there is something already."""
+        self.make_space(pages)
+        self.make_space(3 * SPAN)
+        self.fill(1, 0, 6, min(count, pages), n % 2, access, n % 4 < 2)
+        if large:
+            self.fill(4, 0, 4, SPAN, False, RW, n % 8 < 4)
+        if fork:
+            self.fork(n, True)
+        if view:
+            self.view(n, n, count, n % 3, 3)
+        if n % 5:
+            self.close_cursors(True)
 
-    @rule(pages=st.sampled_from(SIZES))
     def make_space(self, pages):
         if len(self.open_spaces()) < 4:
             real = self.may_fail(lambda: pf.VmSpace(self.mem, pages * PAGE), mappings=1)
@@ -610,31 +682,9 @@ class Machine(RuleBasedStateMachine):
                 assert real.page_size == PAGE
                 self.spaces.append(Space("space", real, pages, real.base))
 
-    @rule(
-        which=st.integers(0, 2),
-        n=number,
-        a=number,
-        how=st.integers(0, 6),
-        size=st.sampled_from((0, -PAGE, 5000, PAGE + 1, 2**64, "1 B")),
-    )
-    def ask_for_nonsense(self, which, n, a, how, size):
-        if which == 0:
-            self.make_bad_space(size)
-        elif which == 1:
-            self.open_bad_cursor(n, a % 7)
-        else:
-            self.map_what_can_not_be_mapped(n, a, how)
-
     def make_bad_space(self, size):
         with pytest.raises(ValueError, match="size"):
             pf.VmSpace(self.mem, size)
-
-    @rule(n=number, which=st.integers(0, 3))
-    def give_up(self, n, which):
-        if which:
-            self.drop_mapping(n)
-        else:
-            self.close(n)
 
     def close(self, n):
         if not self.open_spaces():
@@ -669,7 +719,6 @@ class Machine(RuleBasedStateMachine):
 
     # -- cursors -------------------------------------------------------------------------------
 
-    @rule(n=number, a=number, b=number, how=st.integers(0, 5), style=st.integers(0, 2))
     def open_cursor(self, n, a, b, how, style):
         if self.open_spaces():
             space = pick(self.open_spaces(), n)
@@ -712,13 +761,6 @@ class Machine(RuleBasedStateMachine):
         with pytest.raises(ValueError, match="step"):
             space.real.cursor(range(0, size, PAGE) if space.pages > 1 else range(0, PAGE, 2))
 
-    @rule(n=number, alone=flag)
-    def close_some_cursors(self, n, alone):
-        if alone:
-            self.close_cursors(True)
-        else:
-            self.close_cursor(n)
-
     def close_cursor(self, n):
         if self.cursors():
             self.end_cursor(pick(self.cursors(), n))
@@ -752,19 +794,6 @@ class Machine(RuleBasedStateMachine):
         else:
             with pytest.raises(pf.OutOfBoundError):
                 cursor.real.jump(page * PAGE)
-
-    @rule(which=st.integers(0, 3), n=number, a=number, b=number, how=st.integers(0, 6), far=flag)
-    def look(self, which, n, a, b, how, far):
-        if which == 0:
-            self.jump(n, a, how, b % (PAGE - 1) + 1)
-        elif which == 1:
-            self.query(n, a, how)
-        elif which == 2:
-            self.find_next(n, a, b, how, far)
-        elif far:
-            self.query_part(n, a)
-        else:
-            self.walk(n)
 
     def jump(self, n, a, how, odd):
         cursor = self.some_cursor(n, a, how)
@@ -860,7 +889,6 @@ class Machine(RuleBasedStateMachine):
 
     # -- changes -------------------------------------------------------------------------------
 
-    @rule(n=number, a=number, b=number, how=st.integers(0, 6), access=props, default=flag)
     def map(self, n, a, b, how, access, default):
         handles = [h for h in self.handles if h.kind != "hog"]
         cursor = self.some_cursor(n, a, how) if handles else None
@@ -871,15 +899,6 @@ class Machine(RuleBasedStateMachine):
             self.align(cursor, handle)
         self.map_handle(cursor, handle, None if default else access)
 
-    @rule(
-        n=number,
-        a=number,
-        how=st.integers(0, 6),
-        count=st.sampled_from((1, 2, 5, 20, SPAN, SPAN + 20)),
-        scattered=flag,
-        access=props,
-        hold=flag,
-    )
     def fill(self, n, a, how, count, scattered, access, hold):
         """Map fresh frames, which a handle may hold, too."""
         cursor = self.some_cursor(n, a, how)
@@ -959,7 +978,6 @@ class Machine(RuleBasedStateMachine):
                     self.mem.map(typed)
                 REACHED["typed refused"] += 1
 
-    @rule(n=number, a=number, b=number, how=st.integers(0, 6), all_=rarely)
     def unmap(self, n, a, b, how, all_):
         cursor = self.some_cursor(n, a, how)
         if cursor is None:
@@ -1004,16 +1022,11 @@ class Machine(RuleBasedStateMachine):
             self.go(cursor, page)
             self.unmap_stretch(cursor, space, page, page + 1)
 
-    @rule(n=number, a=number, b=number, how=st.integers(0, 6), all_=rarely)
-    def unmap_again(self, n, a, b, how, all_):
-        self.unmap(n, a, b, how, all_)
-
     def stretch(self, cursor, b, all_):
         left = cursor.stop - cursor.at
         count = left if all_ else b % (min(left, (8, 600)[b % 2]) + 1)
         return cursor.space, cursor.at, cursor.at + count
 
-    @rule(n=number, a=number, b=number, how=st.integers(0, 6), access=props, all_=flag)
     def protect(self, n, a, b, how, access, all_):
         cursor = self.some_cursor(n, a, how)
         if cursor is None:
@@ -1044,11 +1057,6 @@ class Machine(RuleBasedStateMachine):
                 cursor.at = stop
                 REACHED["level 2 protected in part"] += cut
 
-    @rule(n=number, a=number, b=number, how=st.integers(0, 6), access=props, all_=flag)
-    def protect_again(self, n, a, b, how, access, all_):
-        self.protect(n, a, b, how, access, all_)
-
-    @rule(n=number, alone=mostly)
     def fork(self, n, alone):
         if not self.open_spaces() or len(self.open_spaces()) >= 4:
             return
@@ -1083,7 +1091,6 @@ class Machine(RuleBasedStateMachine):
         REACHED["forked"] += bool(after)
         REACHED["fork of a fork"] += bool(after) and space.generation > 0
 
-    @rule(n=number, a=number, b=number, how=st.integers(0, 5), raw=flag, alone=mostly)
     def make_writable(self, n, a, b, how, raw, alone):
         if not self.open_spaces():
             return
@@ -1133,10 +1140,6 @@ class Machine(RuleBasedStateMachine):
         REACHED["copied on write"] += bool(copied)
         REACHED["kept on write"] += any(e.copy and page not in frames for page, e in old)
 
-    @rule(n=number, a=number, b=number, how=st.integers(0, 5), raw=flag, alone=mostly)
-    def make_writable_again(self, n, a, b, how, raw, alone):
-        self.make_writable(n, a, b, how, raw, alone)
-
     def frames_at(self, space, pages):
         """Which frames a space really shows."""
         frames = []
@@ -1151,7 +1154,6 @@ class Machine(RuleBasedStateMachine):
 
     # -- views ---------------------------------------------------------------------------------
 
-    @rule(n=number, a=number, b=number, style=st.integers(0, 2), how=st.integers(0, 5))
     def view(self, n, a, b, style, how):
         if not self.open_spaces() or len(self.views()) >= 8:
             return
@@ -1186,11 +1188,6 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(ValueError, match="WRITEABLE"):
                 np.frombuffer(real, np.uint8).flags.writeable = True
 
-    @rule(n=number, a=number, b=number, style=st.integers(0, 2), how=st.integers(0, 5))
-    def view_again(self, n, a, b, style, how):
-        self.view(n, a, b, style, how)
-
-    @rule(n=number)
     def end_view(self, n):
         if self.views():
             view = pick(self.views(), n)
@@ -1206,12 +1203,6 @@ class Machine(RuleBasedStateMachine):
 
     # -- mappings ------------------------------------------------------------------------------
 
-    @rule(
-        n=number,
-        count=st.integers(1, 4),
-        access=st.sampled_from((RW, RW, RO, EXEC)),
-        reserve=st.sampled_from((None, 0, 3, 20)),
-    )
     def map_scattered(self, n, count, access, reserve):
         handles = self.several(n, count)
         if not handles or len(self.mapped("mapping")) >= 4:
@@ -1257,7 +1248,6 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(pf.FrameTypeError):
                 _ = space.real.frames
 
-    @rule(n=number, b=number, count=st.integers(1, 3))
     def append(self, n, b, count):
         handles = self.several(b, count)
         if not handles or not self.mapped("mapping"):
@@ -1286,7 +1276,6 @@ class Machine(RuleBasedStateMachine):
                 self.check_frames(space)
         assert space.real.size == len(space.entries) * PAGE
 
-    @rule(n=number, kind=st.integers(0, 2), b=number)
     def view_mapping(self, n, kind, b):
         if not self.mapped("mapping", "ring") or len(self.views()) >= 8:
             return
@@ -1313,13 +1302,6 @@ class Machine(RuleBasedStateMachine):
             for call in (space.real.drop, space.real.array, lambda: memoryview(space.real)):
                 with pytest.raises(pf.MovedError):
                     call()
-
-    @rule(count=st.integers(1, 30), circular=flag, large=rarely)
-    def get_mapped(self, count, circular, large):
-        if circular:
-            self.ring(SPAN if large else count % 6 + 1)
-        else:
-            self.array(count)
 
     def ring(self, count):
         if len(self.mapped("ring")) >= 3:
@@ -1400,7 +1382,6 @@ class Machine(RuleBasedStateMachine):
 
     # -- bytes ---------------------------------------------------------------------------------
 
-    @rule(n=number, a=number, word=st.integers(0, 3), how=st.integers(0, 2))
     def write(self, n, a, word, how):
         """Write somewhere; every other address must show it."""
         self.stamp += 1
@@ -1439,22 +1420,8 @@ class Machine(RuleBasedStateMachine):
             REACHED["alias written through an address"] += bool(refs[frame] > 1)
         self.words[frame, word] = value
 
-    @rule(n=number, a=number, word=st.integers(0, 3), how=st.integers(0, 2))
-    def write_again(self, n, a, word, how):
-        self.write(n, a, word, how)
-
     # -- limits --------------------------------------------------------------------------------
 
-    @rule(
-        left=st.integers(0, 6),
-        which=st.integers(0, 9),
-        n=number,
-        a=number,
-        b=number,
-        how=st.integers(0, 6),
-        access=props,
-        alone=mostly,
-    )
     def use_up_budget(self, left, which, n, a, b, how, access, alone):
         """Do something while there is room for a few kernel mappings only."""
         if self.tight or not any(s.entries for s in self.open_spaces()):
@@ -1492,7 +1459,6 @@ class Machine(RuleBasedStateMachine):
 
     # -- who holds what ------------------------------------------------------------------------
 
-    @rule(n=number)
     def audit(self, n):
         self.check_holders(n, 20)
 
