@@ -105,7 +105,17 @@ ACTIONS = (
     *("allocate", "allocate", "append", "array", "ask for nonsense", "audit", "clone", "close"),
     *("close cursors", "drop", "drop a mapping", "end a view", "fill", "fill", "fill", "find", "fork"),
     *("fork", "jump", "make a space", "make writable", "make writable", "map", "map", "map"),
-    *("map scattered", "open a cursor", "part", "press", "protect", "protect", "query", "query a part"),
+    *(
+        "map scattered",
+        "open a cursor",
+        "part",
+        "press",
+        "protect",
+        "protect",
+        "protect everything",
+        "query",
+        "query a part",
+    ),
     *("ring", "unmap", "unmap", "use up the budget", "view", "view", "view a handle", "view a mapping"),
     *("walk", "write", "write", "write"),
 )
@@ -546,11 +556,12 @@ class Machine(RuleBasedStateMachine):
             "part": lambda: self.part(n, a, b),
             "press": lambda: self.press(how, b % 8, a % 3 + 2, n % 4),
             "protect": lambda: self.protect(n, a, b, how, access, yes),
+            "protect everything": lambda: self.protect_everything(n, access),
             "query": lambda: self.query(n, a, how),
             "query a part": lambda: self.query_part(n, a),
             "ring": lambda: self.ring(SPAN if n % 6 == 5 else n % 5 + 1),
             "unmap": lambda: self.unmap(n, a, b, how, n % 6 == 5),
-            "use up the budget": lambda: self.use_up_budget(b % 7, a % 10, n, a, b, how, access, alone),
+            "use up the budget": lambda: self.use_up_budget(b % 5, a, n, a, b, how, access, alone),
             "view": lambda: self.view(n, a, b, a % 3, how),
             "view a handle": lambda: self.view_handle(n),
             "view a mapping": lambda: self.view_mapping(n, a % 3, b),
@@ -666,13 +677,18 @@ class Machine(RuleBasedStateMachine):
         self.make_space(3 * SPAN)
         self.fill(1, 0, 6, min(count, pages), n % 2, access, n % 4 < 2)
         if large:
-            self.fill(4, 0, 4, SPAN, False, RW, n % 8 < 4)
+            self.fill(3, 0, 4, SPAN, False, RW, n % 8 < 4)
         if fork:
             self.fork(n, True)
         if view:
             self.view(n, n, count, n % 3, 3)
         if n % 5:
             self.close_cursors(True)
+        self.take("vec", self.mem.alloc_frames(n % 3 + 1))
+        if n % 2:
+            self.map_scattered(n, 1, RW, 20)
+            self.take("frame", self.mem.alloc_frame())
+            self.view_mapping(n, n % 3, n)
 
     def make_space(self, pages):
         if len(self.open_spaces()) < 4:
@@ -1031,11 +1047,22 @@ class Machine(RuleBasedStateMachine):
         cursor = self.some_cursor(n, a, how)
         if cursor is None:
             return
-        space, first, stop = self.stretch(cursor, b, all_)
-        old = self.within(space, first, stop)
         self.bad_lengths(cursor, lambda nbytes: cursor.real.protect(nbytes, prop_of(access)))
         with pytest.raises(TypeError):
             cursor.real.protect(0, None)
+        self.protect_stretch(cursor, access, *self.stretch(cursor, b, all_))
+
+    def protect_everything(self, n, access):
+        """Give a whole space one property, so that what was cut may be one entry again."""
+        spaces = [s for s in self.open_spaces() if len(s.entries) >= SPAN]
+        if spaces:
+            space = pick(spaces, n)
+            self.close_cursors(True)
+            cursor = self.cursor_over(space, 0, space.pages)
+            self.protect_stretch(cursor, access, space, 0, space.pages)
+
+    def protect_stretch(self, cursor, access, space, first, stop):
+        old = self.within(space, first, stop)
         call = lambda: cursor.real.protect((stop - first) * PAGE, prop_of(access))  # noqa: E731
         if not access[1] and old and self.overlapping(space, first, stop, writable_only=access[0]):
             with pytest.raises(pf.RangeInUseError):
@@ -1434,26 +1461,21 @@ class Machine(RuleBasedStateMachine):
             vec = pf.FrameVec.from_frames(frame.clone() for _ in range(count))
         self.ballast = mem.map(vec, reserve=count * PAGE)
         assert self.room() == left
-        if which == 0:
-            self.make_space(3)
-        elif which == 1:
-            self.fill(n, a, how, b % 20 + 1, n % 2, access, True)
-        elif which == 2:
-            self.map_scattered(n, b % 4 + 1, RW, None)
-        elif which == 3:
-            self.append(n, a, 2)
-        elif which == 4:
-            self.protect(n, a, b, how, access, False)
-        elif which == 5:
-            self.make_writable(n, a, b, how, False, alone)
-        elif which == 6:
-            (self.ring if b % 2 else self.array)(b % 6 + 1)
-        elif which == 7:
-            self.unmap(n, a, b, how, False)
-        elif which == 8:
-            self.make_hole(n)
-        else:
-            self.fork(n, alone)
+        calls = [
+            lambda: self.make_space(3),
+            lambda: self.fill(n, a, how, b % 20 + 1, n % 2, access, True),
+            lambda: self.map_scattered(n, b % 4 + 1, RW, None),
+            lambda: self.append(n, a, 2),
+            lambda: self.protect(n, a, b, how, access, False),
+            lambda: self.make_writable(n, a, b, how, False, alone),
+            lambda: self.ring(b % 6 + 1),
+            lambda: self.array(b % 6 + 1),
+            lambda: self.unmap(n, a, b, how, False),
+            lambda: self.make_hole(n),
+            lambda: self.fork(n, alone),
+        ]
+        for call in random.Random(which).sample(calls, 5):
+            call()
         self.ballast.drop()
         self.ballast = None
 
