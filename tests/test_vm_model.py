@@ -1542,6 +1542,20 @@ def ballast_arena():
     return BALLAST[0]
 
 
+def test_a_cursor_that_only_the_collector_finds_ends_quietly_with_its_space(mem):
+    gc.collect()
+    before = pf.map_budget()
+    space = pf.VmSpace(mem, 16 * PAGE)
+    kept = pf.VmSpace(mem, 16 * PAGE)
+    cycle = [space, space.cursor(0, PAGE), kept.cursor(0, PAGE)]
+    cycle.append(cycle)
+    del space, cycle
+    gc.collect()  # an exception here would fail the test
+    kept.cursor(0, PAGE).close()
+    kept.close()
+    assert pf.map_budget() == before
+
+
 EXAMPLES = os.environ.get("PAGEFRAME_TEST_EXAMPLES")
 SEED = os.environ.get("PAGEFRAME_TEST_SEED")
 

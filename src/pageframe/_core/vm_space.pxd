@@ -41,6 +41,7 @@ cdef class VmSpace:
 
 
 @cython.final
+@cython.no_gc
 cdef class RangeLock:
     """Pages that a cursor has to itself."""
     cdef uint64_t first, stop

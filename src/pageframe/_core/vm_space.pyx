@@ -835,6 +835,7 @@ cdef int forget_first(FrameVec vec, Py_ssize_t count) except -1:
 # -- cursors -----------------------------------------------------------------------------------
 
 @cython.final
+@cython.no_gc     # a cursor that the collector finds needs what is in it
 cdef class RangeLock:
     pass
 
