@@ -18,6 +18,7 @@ cdef class VirtualBytes(Holder):
     cdef uint64_t nbytes
     cdef bint writable
 
+    cdef int check(self) except -1
     cdef void unexport(self) noexcept
     cdef FrameVec frames_of(self, uint64_t first, uint64_t count)
 

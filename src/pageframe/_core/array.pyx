@@ -36,6 +36,10 @@ np.import_array()
 
 @cython.no_gc
 cdef class VirtualBytes:
+    cdef int check(self) except -1:
+        """Refuse use of what was dropped."""
+        return 0
+
     cdef void unexport(self) noexcept:
         """A view has gone."""
 
@@ -124,7 +128,12 @@ cdef object array_in(Holder owner, object shape, object dtype, object order):
     if shape is None:
         shape = size // max(dtype.itemsize, 1)
     lay_out(&layout, shape, dtype, order)
-    locate(owner, &size)        # the user's code may have changed it
+    # The user's code may have changed or dropped it.
+    if isinstance(owner, USegment):
+        (<USegment>owner).check()
+    else:
+        (<VirtualBytes>owner).check()
+    locate(owner, &size)
     if layout.size > size:
         raise OutOfBoundError(f"an array of {layout.size} bytes does not fit into {size} bytes")
     return array_over(
