@@ -4,7 +4,7 @@
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, SupportsIndex, final, overload
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 import numpy.typing as npt
 from typing_extensions import disjoint_base
@@ -17,7 +17,7 @@ from pageframe._core.page_property import PageProperty
 from pageframe._core.segment import Segment
 from pageframe._core.vector import FrameVec
 
-spaces: WeakSet[VmSpace]
+spaces: WeakValueDictionary[int, VmSpace]
 
 def after_in_parent() -> None: ...
 def after_in_child() -> None: ...

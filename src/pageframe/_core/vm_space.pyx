@@ -285,7 +285,8 @@ cdef FrameVec frames_at(VmSpace space, uint64_t first, uint64_t count):
 
 # -- spaces ------------------------------------------------------------------------------------
 
-spaces = weakref.WeakSet()      # those of this process that still have addresses
+# Those of this process that still have addresses, by their id(): a subclass may compare as it likes.
+spaces = weakref.WeakValueDictionary()
 
 
 cdef VmSpace new_space(Arena mem, uint64_t pages):
@@ -308,7 +309,7 @@ cdef int set_up(VmSpace space, Arena mem, uint64_t pages) except -1:
     space.pages = pages
     space.table.arena = &mem.a
     space.locks = []
-    spaces.add(space)
+    spaces[id(space)] = space
     return 0
 
 
@@ -1251,9 +1252,9 @@ cdef VmView new_view(VmSpace space, uint64_t first, uint64_t stop):
 cdef list all_spaces():
     """The spaces that there are at one moment: no other thread runs meanwhile.
 
-    The iterator of a WeakSet is Python code, which may let others add to it.
+    The iterator of a WeakValueDictionary is Python code, which may let others add to it.
     """
-    found = [reference() for reference in list(spaces.data)]
+    found = [reference() for reference in list(spaces.data.values())]
     return [space for space in found if space is not None]
 
 
