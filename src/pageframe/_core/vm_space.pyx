@@ -709,9 +709,10 @@ cdef class VmSpace:
             other.waiting.release()
 
     cdef void unlock(self, RangeLock held) noexcept:
-        if held in self.locks:      # a forked child has only those of the thread that forked
+        # One that is not there was let go with the space, or is of a thread that a fork left behind.
+        if held in self.locks:
             self.locks.remove(held)
-        held.waiting.release()
+            held.waiting.release()
 
     # -- closing -------------------------------------------------------------------------------
 
@@ -725,7 +726,11 @@ cdef class VmSpace:
             self.close_down()
 
     cdef int close_down(self) except -1:
+        cdef RangeLock held
         self.over = True
+        for held in self.locks:     # whoever waits finds the space closed
+            held.waiting.release()
+        self.locks.clear()
         if self.views == NULL:
             self.tear_down()
         return 0
