@@ -27,7 +27,7 @@ with the rest, and maps its own frames where its parent's were.
 
 import os
 import weakref
-from threading import Lock, get_ident
+from threading import TIMEOUT_MAX, Lock, get_ident
 from time import monotonic
 
 import numpy
@@ -448,7 +448,7 @@ cdef class VmSpace:
             Addresses of the first page and past the last, the end of the space by
             default; or one ``range`` of addresses.
         timeout : float, optional
-            Seconds to wait for cursors of other threads that overlap; for ever by default.
+            Seconds to wait for cursors of other threads that overlap, in all; for ever by default.
 
         Returns
         -------
@@ -704,7 +704,8 @@ cdef class VmSpace:
                      f"{other.stop << self.mem.a.page_shift:#x}")
             if other.owner == held.owner:
                 raise RangeLockedError(f"this thread has a cursor on {where}")
-            if not other.waiting.acquire(timeout=-1 if end is None else max(0.0, end - monotonic())):
+            left = -1 if end is None else min(max(0.0, end - monotonic()), TIMEOUT_MAX)
+            if not other.waiting.acquire(timeout=left):
                 raise RangeLockedError(f"another thread has a cursor on {where}")
             other.waiting.release()
 
