@@ -959,13 +959,12 @@ cdef class VmCursor:
             If the cursor is at the end of its range.
         """
         cdef VmSpace space = self.space
-        cdef VmItem item
+        cdef VmItem item = VmItem.__new__(VmItem)   # may run the collector, and that anything
         cdef uint64_t entry, first, stop, frame
         cdef unsigned level, shift
         self.check()
         if self.at == self.held.stop:
             raise OutOfBoundError(f"the cursor is at the end of {self.range}")
-        item = VmItem.__new__(VmItem)
         with cython.critical_section(space):
             entry = lookup(&space.table, self.at, &level)
         if not entry:
