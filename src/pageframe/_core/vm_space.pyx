@@ -275,6 +275,8 @@ cdef FrameVec frames_at(VmSpace space, uint64_t first, uint64_t count):
     cdef unsigned level
     for i in range(count):
         entry = lookup(&space.table, first + i, &level)
+        if not entry:
+            raise NotMappedError(f"nothing is mapped at {(first + i) << space.mem.a.page_shift:#x}")
         vec.frames[i] = frame_of_entry(entry) + ((first + i) & (span(level) - 1))
         if pf_slot_at(&space.mem.a, vec.frames[i]).type_id != pf_slot_at(&space.mem.a, vec.frames[0]).type_id:
             raise FrameTypeError("these frames are not of one metadata type, as those of a vector are")
