@@ -65,7 +65,8 @@ def unchanged(mem, *spaces, cursors=()):
     try:
         yield
     finally:
-        assert state(mem, *spaces, cursors=cursors) == before
+        after = state(mem, *spaces, cursors=cursors)
+        assert after == before, f"{before} has become {after}"
 
 
 def assert_true_to_kernel(vm):
