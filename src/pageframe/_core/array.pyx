@@ -128,11 +128,7 @@ cdef object array_in(Holder owner, object shape, object dtype, object order):
     if shape is None:
         shape = size // max(dtype.itemsize, 1)
     lay_out(&layout, shape, dtype, order)
-    # The user's code may have changed or dropped it.
-    if isinstance(owner, USegment):
-        (<USegment>owner).check()
-    else:
-        (<VirtualBytes>owner).check()
+    (<VirtualBytes?>owner).check()      # the user's code may have dropped it
     locate(owner, &size)
     if layout.size > size:
         raise OutOfBoundError(f"an array of {layout.size} bytes does not fit into {size} bytes")
