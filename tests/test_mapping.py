@@ -341,7 +341,7 @@ def test_a_with_block_drops_the_mapping_once(mem):
         assert repr(mapping) == f"<Mapping of 1 frames at {mapping.base:#x}: 2 kernel mappings>"
         mapping.drop()
     with pytest.raises(ZeroDivisionError), mem.map(mem.alloc_frame()) as mapping:
-        1 / 0  # noqa: B018
+        1 / 0
     assert mem.used_frames == 0
 
 
@@ -406,7 +406,7 @@ def test_an_array_has_the_shape_and_type_asked_for(mem, args, shape):
         if args.get("order") == "F":
             assert array.flags.f_contiguous
             array[...] = np.arange(2048.0).reshape(4, 512)
-            assert (mapping.array(2048, float).reshape(512, 4).T == array).all()
+            assert (array == mapping.array(2048, float).reshape(512, 4).T).all()
         del array
         gc.collect()
 

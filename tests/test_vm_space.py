@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import pageframe as pf
-from processes import Forked, run_program, wait_until
 from types_for_tests import Dropped, Node, Page, Raw
 from vm_state import (
     NOTHING,
@@ -337,7 +336,9 @@ def test_an_overlapping_cursor_of_the_same_thread_is_refused_at_once(mem, vm):
     with vm.cursor(2 * PAGE, 4 * PAGE) as cursor:
         for args in [(), (0, 3 * PAGE), (3 * PAGE, 4 * PAGE), (2 * PAGE, 4 * PAGE), (3 * PAGE,)]:
             with unchanged(mem, vm, cursors=[cursor]):
-                with pytest.raises(pf.RangeLockedError, match="this thread has a cursor on 0x2000 .. 0x4000"):
+                with pytest.raises(
+                    pf.RangeLockedError, match=r"this thread has a cursor on 0x2000 \.\. 0x4000"
+                ):
                     vm.cursor(*args)
                 with pytest.raises(pf.RangeLockedError):
                     vm.cursor(*args, timeout=5)
@@ -534,9 +535,10 @@ def test_the_table_says_which_levels_it_has(mem):
         put(vm, 512 * PAGE, mem.alloc_frame())
         assert table_levels(mem) == {4: [1], 3: [1], 2: [2], 1: [1, 3]}
         assert vm.table_frames == 5
-        nodes = mem.slots["type"] == [i for i, t in mem.types.items() if t is pf.PageTableMeta][0]
-        assert (mem.slots["count"][nodes & (mem.slots["count"] != pf.REF_COUNT_UNUSED)]
-                == pf.REF_COUNT_UNIQUE).all()
+        nodes = mem.slots["type"] == next(i for i, t in mem.types.items() if t is pf.PageTableMeta)
+        assert (
+            mem.slots["count"][nodes & (mem.slots["count"] != pf.REF_COUNT_UNUSED)] == pf.REF_COUNT_UNIQUE
+        ).all()
         with vm.cursor() as cursor:
             assert cursor.unmap(PAGE) == 1
             assert table_levels(mem) == {4: [1], 3: [1], 2: [2], 1: [1, 2]}
@@ -608,16 +610,15 @@ def test_a_type_named_like_that_of_the_system_is_another_one(mem, vm):
 @pytest.mark.parametrize("prop", ["rw", PAGE, (True, False, False), True])
 def test_a_property_of_another_type_is_refused(mem, vm, prop):
     frame = mem.alloc_frame()
-    with vm.cursor() as cursor:
-        with unchanged(mem, vm, cursors=[cursor]):
-            with pytest.raises(TypeError, match="PageProperty"):
-                cursor.map(frame, prop)
-            with pytest.raises(TypeError, match="PageProperty"):
-                cursor.protect(PAGE, prop)
-            with pytest.raises(TypeError, match="PageProperty"):
-                cursor.protect(PAGE, None)
-            with pytest.raises(TypeError, match="PageProperty"):
-                mem.map(frame, prop)
+    with vm.cursor() as cursor, unchanged(mem, vm, cursors=[cursor]):
+        with pytest.raises(TypeError, match="PageProperty"):
+            cursor.map(frame, prop)
+        with pytest.raises(TypeError, match="PageProperty"):
+            cursor.protect(PAGE, prop)
+        with pytest.raises(TypeError, match="PageProperty"):
+            cursor.protect(PAGE, None)
+        with pytest.raises(TypeError, match="PageProperty"):
+            mem.map(frame, prop)
     frame.drop()
 
 
@@ -647,9 +648,9 @@ def test_other_holders_are_not_mapped(mem, vm):
 @pytest.mark.parametrize("make", ["alloc_frame", "alloc_segment", "alloc_frames"])
 def test_typed_frames_are_not_mapped(mem, vm, make):
     handle = getattr(mem, make)(*([Node()] if make == "alloc_frame" else [3, Node()]))
-    with vm.cursor() as cursor:
-        with unchanged(mem, vm, cursors=[cursor]), pytest.raises(pf.FrameTypeError, match="typed"):
-            cursor.map(handle)
+    typed = pytest.raises(pf.FrameTypeError, match="typed")
+    with vm.cursor() as cursor, unchanged(mem, vm, cursors=[cursor]), typed:
+        cursor.map(handle)
     with unchanged(mem, vm), pytest.raises(pf.FrameTypeError, match="typed"):
         mem.map(handle)
     handle.drop()
@@ -659,13 +660,13 @@ def test_typed_frames_are_not_mapped(mem, vm, make):
 def test_frames_of_another_arena_are_not_mapped(mem, vm, make):
     with pf.PhysicalMemory("1 MiB") as other:
         handle = getattr(other, make)(*([] if make == "alloc_frame" else [3]))
-        with vm.cursor() as cursor:
-            with (
-                unchanged(mem, vm, cursors=[cursor]),
-                unchanged(other),
-                pytest.raises(pf.FrameTypeError, match="another arena"),
-            ):
-                cursor.map(handle)
+        with (
+            vm.cursor() as cursor,
+            unchanged(mem, vm, cursors=[cursor]),
+            unchanged(other),
+            pytest.raises(pf.FrameTypeError, match="another arena"),
+        ):
+            cursor.map(handle)
         with unchanged(mem, vm), pytest.raises(pf.FrameTypeError, match="another arena"):
             mem.map([mem.alloc_frame(), handle])
         handle.drop()
@@ -935,7 +936,9 @@ def test_the_system_allows_what_the_property_says(arena, prop, how):
                 assert cursor.virt_addr == 3 * size
             cursor.jump(2 * size)
             assert cursor.query().prop == prop
-        flags = "".join(c if getattr(prop, n) else "-" for c, n in zip("rwx", ("read", "write", "execute")))
+        flags = "".join(
+            c if getattr(prop, n) else "-" for c, n in zip("rwx", ("read", "write", "execute"), strict=False)
+        )
         assert flags_at(vm, size) == flags_at(vm, 3 * size - 4096) == flags + "s"
         assert flags_at(vm, 0) == flags_at(vm, 3 * size) == "---p"
 
@@ -1103,7 +1106,7 @@ def test_an_array_lies_where_the_pages_are(mem, vm):
     assert array.flags.f_contiguous
     assert not array.flags.c_contiguous
     array[...] = np.arange(1024).reshape(2, 512)
-    assert (vm.array(PAGE, 1024).reshape(512, 2).T == array).all()
+    assert (array == vm.array(PAGE, 1024).reshape(512, 2).T).all()
     assert vm.array(PAGE, ()).shape == ()
     assert vm.array(PAGE, (0, 3)).shape == (0, 3)
     assert vm.array(PAGE, 0, "V0").nbytes == 0
@@ -1124,7 +1127,7 @@ def test_a_view_keeps_its_pages_mapped_and_as_they_are(mem, vm, make, prop):
         for at, size in [(0, 4), (0, 2), (1, 2), (2, 1), (2, 2)]:
             cursor.jump(at * PAGE)
             with unchanged(mem, vm, cursors=[cursor]):
-                with pytest.raises(pf.RangeInUseError, match="0x1000 .. 0x3000 lives"):
+                with pytest.raises(pf.RangeInUseError, match=r"0x1000 \.\. 0x3000 lives"):
                     cursor.unmap(size * PAGE)
                 with pytest.raises(pf.RangeInUseError):
                     cursor.protect(size * PAGE, NOTHING)
@@ -1305,53 +1308,53 @@ def test_protecting_a_whole_table_of_level_1_makes_it_an_entry_of_level_2(large)
 def test_entries_of_level_3_map_a_gibibyte():
     """The arena is sparse: of its 3 GiB only slots are touched."""
     pages = 512 * 512
-    with pf.PhysicalMemory("3 GiB") as mem:
-        with pf.VmSpace(mem, "4 GiB") as vm:
-            segment = aligned(mem, pages, pages)
-            paddr = segment.start_paddr
-            put(vm, GIB, segment)
-            assert table_levels(mem) == {4: [1], 3: [1]}
-            assert (vm.table_frames, vm.kernel_mappings) == (2, 3)
-            with vm.cursor(GIB + 8 * PAGE, 3 * GIB) as cursor:
-                item = cursor.query()
-                assert (item.va, item.size, item.level) == (GIB + 8 * PAGE, GIB - 8 * PAGE, 3)
-                assert item.frame.start_paddr == paddr + 8 * PAGE
-                item.frame.drop()
-            vm.view(GIB, 2 * GIB)[GIB - 3 :] = b"end"
-            with vm.cursor(2 * GIB - PAGE, 2 * GIB) as cursor:
-                item = cursor.query()
-                with memoryview(item.frame) as view:
-                    assert bytes(view[-3:]) == b"end"
-                item.frame.drop()
-                assert cursor.protect(PAGE, READ_ONLY) == 1
-            assert table_levels(mem) == {4: [1], 3: [1], 2: [512], 1: [512]}
-            with vm.cursor(GIB) as cursor:
-                assert cursor.query().level == 2
-                assert cursor.unmap(GIB - PAGE) == pages - 1
-            assert table_levels(mem) == {4: [1], 3: [1], 2: [1], 1: [1]}
-            assert ctypes.string_at(vm.base + 2 * GIB - 3, 3) == b"end"
-            with vm.cursor(GIB) as cursor:
-                assert cursor.unmap(GIB) == 1
-            assert (vm.table_frames, vm.kernel_mappings, mem.used_frames) == (0, 1, 0)
+    with pf.PhysicalMemory("3 GiB") as mem, pf.VmSpace(mem, "4 GiB") as vm:
+        segment = aligned(mem, pages, pages)
+        paddr = segment.start_paddr
+        put(vm, GIB, segment)
+        assert table_levels(mem) == {4: [1], 3: [1]}
+        assert (vm.table_frames, vm.kernel_mappings) == (2, 3)
+        with vm.cursor(GIB + 8 * PAGE, 3 * GIB) as cursor:
+            item = cursor.query()
+            assert (item.va, item.size, item.level) == (GIB + 8 * PAGE, GIB - 8 * PAGE, 3)
+            assert item.frame.start_paddr == paddr + 8 * PAGE
+            item.frame.drop()
+        vm.view(GIB, 2 * GIB)[GIB - 3 :] = b"end"
+        with vm.cursor(2 * GIB - PAGE, 2 * GIB) as cursor:
+            item = cursor.query()
+            with memoryview(item.frame) as view:
+                assert bytes(view[-3:]) == b"end"
+            item.frame.drop()
+            assert cursor.protect(PAGE, READ_ONLY) == 1
+        assert table_levels(mem) == {4: [1], 3: [1], 2: [512], 1: [512]}
+        with vm.cursor(GIB) as cursor:
+            assert cursor.query().level == 2
+            assert cursor.unmap(GIB - PAGE) == pages - 1
+        assert table_levels(mem) == {4: [1], 3: [1], 2: [1], 1: [1]}
+        assert ctypes.string_at(vm.base + 2 * GIB - 3, 3) == b"end"
+        with vm.cursor(GIB) as cursor:
+            assert cursor.unmap(GIB) == 1
+        assert (vm.table_frames, vm.kernel_mappings, mem.used_frames) == (0, 1, 0)
 
 
 @pytest.mark.parametrize("page_size", [1 << 16, 1 << 21])
 def test_higher_levels_count_pages_whatever_their_size(page_size):
-    with pf.PhysicalMemory(1400 * page_size, page_size=page_size) as mem:
-        with pf.VmSpace(mem, 2048 * page_size) as vm:
-            put(vm, 1024 * page_size, aligned(mem, 512))
-            assert table_levels(mem) == {4: [1], 3: [1], 2: [1]}
-            with vm.cursor() as cursor:
-                assert cursor.find_next() == 1024 * page_size
-                assert cursor.query().size == 512 * page_size
-                cursor.jump(1500 * page_size)
-                assert cursor.unmap(page_size) == 1
-            assert table_levels(mem) == {4: [1], 3: [1], 2: [1], 1: [511]}
-            ctypes.memset(vm.base + 1536 * page_size - 1, 7, 1)
-            with vm.cursor(1535 * page_size, 1536 * page_size) as cursor:
-                with cursor.query().frame as frame:
-                    assert memoryview(frame)[-1] == 7
-                    assert frame.map_level == 1
+    mem = pf.PhysicalMemory(1400 * page_size, page_size=page_size)
+    with mem, pf.VmSpace(mem, 2048 * page_size) as vm:
+        put(vm, 1024 * page_size, aligned(mem, 512))
+        assert table_levels(mem) == {4: [1], 3: [1], 2: [1]}
+        with vm.cursor() as cursor:
+            assert cursor.find_next() == 1024 * page_size
+            item = cursor.query()
+            assert item.size == 512 * page_size
+            item.frame.drop()
+            cursor.jump(1500 * page_size)
+            assert cursor.unmap(page_size) == 1
+        assert table_levels(mem) == {4: [1], 3: [1], 2: [1], 1: [511]}
+        ctypes.memset(vm.base + 1536 * page_size - 1, 7, 1)
+        with vm.cursor(1535 * page_size, 1536 * page_size) as cursor, cursor.query().frame as frame:
+            assert memoryview(frame)[-1] == 7
+            assert frame.map_level == 1
 
 
 # -- exhaustion --------------------------------------------------------------------------------
