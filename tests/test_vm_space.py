@@ -116,7 +116,7 @@ def test_a_size_of_another_type_is_refused(mem, size):
         pf.VmSpace(mem, size)
 
 
-def test_frames_smaller_than_the_pages_of_the_system_are_refused():
+def test_a_closed_arena_is_refused():
     mem = pf.PhysicalMemory("1 MiB", page_size=4096)
     mem.close()
     with pytest.raises(pf.ArenaClosedError):

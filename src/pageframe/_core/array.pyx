@@ -84,17 +84,18 @@ cdef int lay_out(geometry *found, object shape, object dtype, object order) exce
         shape = tuple(map(operator.index, shape))
     except TypeError:
         shape = (operator.index(shape),)
-    size = stride = dtype.itemsize
+    size = dtype.itemsize
+    stride = size
     for length in shape:
         if length < 0:
             raise ValueError(f"negative dimensions are not allowed: {shape}")
         size *= length
-    if size >= 1 << 63:
-        raise OutOfFramesError(f"an array of {size} bytes is larger than any arena")
     if len(shape) > MAX_DIMS:
         raise ValueError(f"an array has {MAX_DIMS} dimensions at the most, not {len(shape)}")
     found.ndim = len(shape)
-    found.size = size
+    found.size = min(size, 1 << 63)
+    if size >= 1 << 63:
+        return 0        # nothing has room for it
     for i in range(found.ndim):
         found.lengths[i] = shape[i]
     for i in range(found.ndim if order == "F" else 0):

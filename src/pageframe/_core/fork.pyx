@@ -204,13 +204,13 @@ cdef bint is_forking() noexcept nogil:
     return pf_forking
 
 
-cdef list alive(object arenas):
-    """The arenas of a WeakValueDictionary.
+cdef list alive(object known):
+    """The values of a WeakValueDictionary, at one moment.
 
-    The iterators of that are Python code, in which other threads may run and signals arrive.
+    Its iterators are Python code, in which other threads may run and signals arrive.
     """
-    found = [reference() for reference in list(arenas.data.values())]
-    return [mem for mem in found if mem is not None]
+    found = [reference() for reference in list(known.data.values())]
+    return [value for value in found if value is not None]
 
 
 def before_fork():

@@ -62,6 +62,7 @@ cdef Mapping map_frames(Arena mem, object frames, object prop, object reserve):
     cdef Mapping mapping = Mapping.__new__(Mapping)
     cdef uint64_t flags = flags_of(prop)
     handles = handles_of(frames)
+    mem.check_open()
     if not flags & ENTRY_READ:
         raise ValueError(f"a mapping is to be read: {prop} does not allow it")
     pages = mem.a.frames

@@ -26,8 +26,9 @@ with the rest, and maps its own frames where its parent's were.
 """
 
 import os
+import threading
 import weakref
-from threading import TIMEOUT_MAX, Lock, get_ident
+from threading import Lock, get_ident
 from time import monotonic
 
 import numpy
@@ -44,7 +45,7 @@ from pageframe._core.early import parse_size
 from pageframe._core.errors import (
     AddressInUseError, CopyOnWriteError, FrameTypeError, NotAlignedError, NotMappedError, OutOfBoundError,
     RangeInUseError, RangeLockedError, SpaceClosedError)
-from pageframe._core.fork cimport is_forking
+from pageframe._core.fork cimport alive, is_forking
 from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport Holder, movable
 from pageframe._core.kernel_map cimport (
@@ -135,8 +136,8 @@ cdef class Change:
             if self.old.count else 0)
         if need + room == 0:
             return True
-        if (self.nodes is not None and self.nodes.count >= <Py_ssize_t>need
-                and self.room - self.nodes.count >= room):
+        if (self.nodes is not None and self.nodes.epoch == self.space.mem.a.epoch
+                and self.nodes.count >= <Py_ssize_t>need and self.room - self.nodes.count >= room):
             return True
         self.leave_nodes()      # they go back first
         self.nodes = new_nodes(self.space.mem, need, room)
@@ -706,7 +707,7 @@ cdef class VmSpace:
                      f"{other.stop << self.mem.a.page_shift:#x}")
             if other.owner == held.owner:
                 raise RangeLockedError(f"this thread has a cursor on {where}")
-            left = -1 if end is None else min(max(0.0, end - monotonic()), TIMEOUT_MAX)
+            left = -1 if end is None else min(max(0.0, end - monotonic()), threading.TIMEOUT_MAX)
             if not other.waiting.acquire(timeout=left):
                 raise RangeLockedError(f"another thread has a cursor on {where}")
             other.waiting.release()
@@ -1256,20 +1257,11 @@ cdef VmView new_view(VmSpace space, uint64_t first, uint64_t stop):
 
 # -- fork --------------------------------------------------------------------------------------
 
-cdef list all_spaces():
-    """The spaces that there are at one moment: no other thread runs meanwhile.
-
-    The iterator of a WeakValueDictionary is Python code, which may let others add to it.
-    """
-    found = [reference() for reference in list(spaces.data.values())]
-    return [space for space in found if space is not None]
-
-
 cdef void within_fork() noexcept nogil:
     """Called by fork() in the thread that forks: note what the spaces of shared arenas show."""
     if is_forking():
         with gil:       # which this thread has
-            for space in all_spaces():
+            for space in alive(spaces):
                 note_for_child(space)
 
 
@@ -1284,7 +1276,7 @@ if pthread_atfork(within_fork, NULL, NULL):
 
 def after_in_parent():
     """Forget what was noted."""
-    for space in all_spaces():
+    for space in alive(spaces):
         (<VmSpace>space).noted = False
         if not (<VmSpace>space).unmade:
             free_runs(&(<VmSpace>space).at_fork)
@@ -1292,7 +1284,7 @@ def after_in_parent():
 
 def after_in_child():
     """Have all spaces show what this process holds."""
-    here = all_spaces()
+    here = alive(spaces)
     errors = []
     for space in here:
         if (<VmSpace>space).mem.span:
