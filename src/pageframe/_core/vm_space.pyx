@@ -1072,6 +1072,8 @@ cdef class VmCursor:
             If a view of these pages lives.
         OutOfFramesError
             If an entry of a higher level must be split and there is no frame for that.
+        MapBudgetError
+            If a hole would part a kernel mapping and the process has as many as it may have.
         """
         cdef Change change
         nbytes = as_int(nbytes)
