@@ -301,6 +301,8 @@ cdef VmSpace new_space(Arena mem, uint64_t pages):
 cdef int set_up(VmSpace space, Arena mem, uint64_t pages) except -1:
     cdef uint64_t system_page = sysconf(_SC_PAGESIZE)
     mem.file()
+    if space.mem is not None:
+        raise TypeError("this space is initialised already")
     if (1ull << mem.a.page_shift) < system_page:
         raise ValueError(
             f"the system maps pages of {system_page} bytes, the frames of this arena have "
@@ -361,8 +363,6 @@ cdef class VmSpace:
         if size <= 0 or size % page_size or size >= 2 ** 64:
             raise ValueError(
                 f"size must be a positive multiple of the page size {page_size}, not {size}")
-        if self.mem is not None:
-            raise TypeError("this space is initialised already")
         set_up(self, mem, size // page_size)
 
     def __dealloc__(self):
@@ -696,13 +696,14 @@ cdef class VmSpace:
         held.waiting.acquire()
         end = None if timeout is None else monotonic() + timeout
         while True:
-            self.check()
-            for other in self.locks:
-                if other.first < stop and first < other.stop:
-                    break
-            else:
-                self.locks.append(held)
-                return held
+            with cython.critical_section(self):
+                self.check()
+                for other in self.locks:
+                    if other.first < stop and first < other.stop:
+                        break
+                else:
+                    self.locks.append(held)
+                    return held
             where = (f"{other.first << self.mem.a.page_shift:#x} .. "
                      f"{other.stop << self.mem.a.page_shift:#x}")
             if other.owner == held.owner:
@@ -714,9 +715,10 @@ cdef class VmSpace:
 
     cdef void unlock(self, RangeLock held) noexcept:
         # One that is not there was let go with the space, or is of a thread that a fork left behind.
-        if held in self.locks:
-            self.locks.remove(held)
-            held.waiting.release()
+        with cython.critical_section(self):
+            if held in self.locks:
+                self.locks.remove(held)
+                held.waiting.release()
 
     # -- closing -------------------------------------------------------------------------------
 
