@@ -356,26 +356,22 @@ class Machine(RuleBasedStateMachine):
         self.words[frames] = words_at(self.address, FRAMES)[frames]
         return self.handles[-1]
 
-    def may_fail(self, call, frames=0, certain=0, cuts=0, mappings=0):
-        """Call something that needs frames, nodes and kernel mappings; None if there are too few.
-
-        Nodes that it needs for certain, and those that it may want besides for entries that
-        are cut.
-        """
+    def may_fail(self, call, frames=0, nodes=0, mappings=0):
+        """Call something that needs frames, nodes and kernel mappings; None if there are too few."""
         free, room = self.free(), self.room()
         try:
             result = call()
         except pf.OutOfFramesError:
-            assert free < frames + certain + cuts
+            assert free < frames + nodes
             key = "pages are copied" if free < frames else "a node is needed"
-            REACHED[f"frames run out when {key}"] += certain + cuts > 0
+            REACHED[f"frames run out when {key}"] += nodes > 0
             return None
         except pf.MapBudgetError:
-            assert free >= frames + certain
+            assert free >= frames + nodes
             assert mappings > max(room, 0)
             REACHED["budget reached"] += 1
             return None
-        assert free >= frames + certain, "there were too few frames for it"
+        assert free >= frames + nodes, "there were too few frames for it"
         assert mappings <= max(room, 0), "there were too few kernel mappings for it"
         return True if result is None else result
 
@@ -386,8 +382,7 @@ class Machine(RuleBasedStateMachine):
         done = self.may_fail(
             call,
             frames=copies,
-            certain=len(nodes_of(after) - before),
-            cuts=is_cut(space.entries, first) + is_cut(space.entries, stop),
+            nodes=len(nodes_of(after) - before),
             mappings=mappings_of(after, space.pages) - mappings_of(space.entries, space.pages),
         )
         if done is not None:
@@ -1106,7 +1101,7 @@ class Machine(RuleBasedStateMachine):
         after = rewritten(space.entries, 0, space.pages, new)
         assert len(nodes_of(after) - nodes_of(space.entries)) == 0
         copy = self.may_fail(
-            space.real.fork, certain=len(nodes_of(after)), mappings=mappings_of(after, space.pages)
+            space.real.fork, nodes=len(nodes_of(after)), mappings=mappings_of(after, space.pages)
         )
         if copy is None:
             REACHED["budget reached by a fork"] += self.room() < mappings_of(after, space.pages)
@@ -1142,12 +1137,11 @@ class Machine(RuleBasedStateMachine):
         free, room = self.free(), self.room()
         # In a copy, neighbours may join or not.
         mappings = mappings_of(after, space.pages) - mappings_of(space.entries, space.pages)
-        cuts = is_cut(space.entries, first) + is_cut(space.entries, stop)
         nodes = len(nodes_of(after) - nodes_of(space.entries))
         try:
             done = call()
         except pf.OutOfFramesError:
-            assert free < len(copied) + nodes + cuts
+            assert free < len(copied) + nodes
             REACHED["frames run out when pages are copied"] += free < len(copied)
             return
         except pf.MapBudgetError:
@@ -1246,9 +1240,7 @@ class Machine(RuleBasedStateMachine):
             return
         frames = [frame for h in handles for frame in h.frames]
         entries = rewritten({}, 0, total, [(i, Entry(f, access)) for i, f in enumerate(frames)])
-        real = self.may_fail(
-            call, certain=len(nodes_of(entries)), mappings=max(1, mappings_of(entries, pages))
-        )
+        real = self.may_fail(call, nodes=len(nodes_of(entries)), mappings=max(1, mappings_of(entries, pages)))
         if real is not None:
             space = Space("mapping", real, pages, real.base)
             space.entries = entries

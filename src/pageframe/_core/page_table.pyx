@@ -14,7 +14,7 @@ An entry maps frames or leads to a node a level below.  At level 1 it maps one f
 level 2 and 3 it maps 512 or 262,144 contiguous ones, if page and frame are aligned to
 as many.  An entry that maps holds one reference to each of its frames.
 
-A change of a range is all or nothing: the nodes that it may need are allocated before
+A change of a range is all or nothing: the nodes that it needs are allocated before
 anything is touched (`nodes_needed`, `new_nodes`), so that writing it can't fail
 (`rewrite`).
 
@@ -179,21 +179,28 @@ cdef inline unsigned level_for(uint64_t page, uint64_t frame, uint64_t count) no
     return level
 
 
-cdef unsigned splits_at(const page_table *table, uint64_t page) noexcept nogil:
-    """How many nodes it takes for an entry to begin at a page."""
-    cdef unsigned level
-    cdef unsigned nodes = 0
-    if lookup(table, page, &level):
-        while level > 1 and page & (span(level) - 1):
-            level -= 1
-            nodes += 1
-    return nodes
+cdef inline unsigned split_level(uint64_t page, unsigned level) noexcept nogil:
+    """The level at which an entry can begin at a page, if one of a level covers it."""
+    while page & (span(level) - 1):
+        level -= 1
+    return level
+
+
+cdef inline uint64_t missing(uint64_t page, unsigned have, unsigned level, uint64_t *counted) noexcept nogil:
+    """How many nodes there are to be made above an entry of a level, and were not counted yet."""
+    cdef uint64_t need = 0
+    while have > level:
+        have -= 1
+        if counted[have] != page >> FANOUT_SHIFT * have:
+            counted[have] = page >> FANOUT_SHIFT * have
+            need += 1
+    return need
 
 
 cdef uint64_t nodes_needed(
         const page_table *table, uint64_t first, uint64_t stop, const run_list *runs) noexcept nogil:
-    """How many nodes `rewrite` may take, at the most."""
-    cdef uint64_t need = splits_at(table, first) + splits_at(table, stop)
+    """How many nodes `rewrite` takes beside those that it frees."""
+    cdef uint64_t need = 0
     cdef uint64_t counted[LEVELS + 1]       # the last node of each level that was counted
     cdef size_t i
     cdef uint64_t page, end
@@ -201,6 +208,8 @@ cdef uint64_t nodes_needed(
     cdef const page_run *run
     for level in range(LEVELS + 1):
         counted[level] = NONE
+    if lookup(table, first, &have):
+        need += missing(first, have, split_level(first, have), counted)
     for i in range(runs.count):
         run = &runs.runs[i]
         page = run.page
@@ -208,14 +217,12 @@ cdef uint64_t nodes_needed(
         while page < end:
             level = level_for(page, run.frame + page - run.page, end - page)
             lookup(table, page, &have)
-            while have > level:
-                have -= 1
-                if counted[have] != page >> FANOUT_SHIFT * have:
-                    counted[have] = page >> FANOUT_SHIFT * have
-                    need += 1
+            need += missing(page, have, level, counted)
             # The rest of a node's pages are in the same node.
             page = (page + span(level) if level > 1
                     else min(end, (page | (FANOUT - 1)) + 1))
+    if lookup(table, stop, &have):
+        need += missing(stop, have, split_level(stop, have), counted)
     return need
 
 
