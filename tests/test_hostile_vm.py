@@ -585,7 +585,7 @@ def test_nobody_takes_a_reference_to_a_node_that_is_about_to_be_used(own):
                 grab()
             return Raw()
 
-        assert space.make_writable(5 * PAGE, 7 * PAGE, meta=meta) == 2
+        assert space.make_writable(5 * PAGE, 7 * PAGE, force=True, meta=meta) == 2
         assert len(asked) == 3
         assert len(tried) > 3
         assert [type(frame.meta) for frame in taken] == [pf.UntypedFrameMeta]

@@ -62,6 +62,7 @@ STATES = {
     "closed with live views",
     "copied on write",
     "copy on write refused",
+    "read-only pages left alone",
     "cursor locked out",
     "cursor of a closed space",
     "entries merged",
@@ -129,12 +130,15 @@ class Handle:
         self.view = None
 
 
+SHARED, WANTED = 1, 2  # with a snapshot; and could be written before it
+
+
 class Entry:
-    """What a page shows."""
+    """What a page shows; copy: 0, SHARED or WANTED."""
 
     __slots__ = ("access", "copy", "frame", "level")
 
-    def __init__(self, frame, access, copy=False, level=1):
+    def __init__(self, frame, access, copy=0, level=1):
         self.frame, self.access, self.copy, self.level = frame, access, copy, level
 
 
@@ -694,7 +698,7 @@ class Machine(RuleBasedStateMachine):
                 self.spaces.append(Space("space", real, pages, real.base))
 
     def make_bad_space(self, size):
-        with pytest.raises(ValueError, match="size"):
+        with pytest.raises(ValueError, match=r"size|at the most"):
             pf.VmSpace(self.mem, size)
 
     def close(self, n):
@@ -847,7 +851,7 @@ class Machine(RuleBasedStateMachine):
         assert (item.va, item.size) == (first * PAGE, (stop - first) * PAGE)
         assert item.level == e.level
         assert item.prop == prop_of(e.access)
-        assert item.copy_on_write == e.copy
+        assert item.copy_on_write == bool(e.copy)
         assert type(item.frame) is (pf.UFrame if e.level == 1 else pf.USegment)
         assert self.frames_of(item.frame) == [entries[page].frame for page in range(first, stop)]
         item.frame.drop()
@@ -1073,7 +1077,7 @@ class Machine(RuleBasedStateMachine):
         else:
             cut = is_cut(space.entries, first) or is_cut(space.entries, stop)
             done = []
-            new = [(page, Entry(e.frame, access, e.copy)) for page, e in old]
+            new = [(page, Entry(e.frame, access, e.copy and SHARED)) for page, e in old]
             if self.change(space, first, stop, new, lambda: done.append(call())) is not None:
                 assert done == [len(old)]
                 cursor.at = stop
@@ -1095,7 +1099,14 @@ class Machine(RuleBasedStateMachine):
             REACHED["fork refused for a view"] += 1
             return
         new = [
-            (page, Entry(e.frame, (e.access[0], False, e.access[2]), True))
+            (
+                page,
+                Entry(
+                    e.frame,
+                    (e.access[0], False, e.access[2]),
+                    WANTED if e.access[1] or e.copy == WANTED else SHARED,
+                ),
+            )
             for page, e in self.within(space, 0, space.pages)
         ]
         after = rewritten(space.entries, 0, space.pages, new)
@@ -1120,17 +1131,26 @@ class Machine(RuleBasedStateMachine):
         self.close_cursors(alone)
         first, stop = self.interval(space, a, b, how)
         meta = Raw if raw else None
-        call = lambda: space.real.make_writable(first * PAGE, stop * PAGE, meta=meta)  # noqa: E731
+        force = (n + a) % 3 == 0
+        call = lambda: space.real.make_writable(  # noqa: E731
+            first * PAGE, stop * PAGE, force=force, meta=meta
+        )
         if any(c.first < stop and first < c.stop for c in space.cursors):
             with pytest.raises(pf.RangeLockedError):
                 call()
             return
         refs = self.references()
         old = self.within(space, first, stop)
-        copied = [page for page, e in old if not e.access[1] and refs[e.frame] > 1]
+        chosen = {page for page, e in old if force or e.copy == WANTED}
+        copied = [page for page, e in old if page in chosen and not e.access[1] and refs[e.frame] > 1]
+        REACHED["read-only pages left alone"] += any(
+            e.copy == SHARED and page not in chosen for page, e in old
+        )
         # Which frames the copies get is not known before: none that joins another.
         new = [
             (page, Entry(-2 * page - 9 if page in copied else e.frame, (True, True, e.access[2])))
+            if page in chosen
+            else (page, Entry(e.frame, e.access, e.copy))
             for page, e in old
         ]
         after = rewritten(space.entries, first, stop, new)
@@ -1156,10 +1176,10 @@ class Machine(RuleBasedStateMachine):
         for page, frame in zip(copied, shown, strict=True):
             self.words[frame] = self.words[space.entries[page].frame]
         frames = dict(zip(copied, shown, strict=True))
-        new = [(page, Entry(frames.get(page, e.frame), e.access)) for page, e in new]
+        new = [(page, Entry(frames.get(page, e.frame), e.access, e.copy)) for page, e in new]
         space.entries = rewritten(space.entries, first, stop, new)
         REACHED["copied on write"] += bool(copied)
-        REACHED["kept on write"] += any(e.copy and page not in frames for page, e in old)
+        REACHED["kept on write"] += any(e.copy and page not in frames and page in chosen for page, e in old)
 
     def frames_at(self, space, pages):
         """Which frames a space really shows."""

@@ -70,8 +70,8 @@ cdef int charge(int64_t mappings) except -1:
     if mappings > 0 and before + mappings > limit:
         pf_add_relaxed_u64(&in_use, <uint64_t>-mappings)
         raise MapBudgetError(
-            f"{mappings} kernel mappings more wanted, {before} of {limit} are in use: frames that are "
-            "contiguous take one together")
+            f"{mappings} more kernel mappings wanted, {before} of {limit} are in use: contiguous frames "
+            "take one together, larger frames fewer")
     return 0
 
 

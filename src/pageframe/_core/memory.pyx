@@ -39,6 +39,7 @@ from pageframe._core.early import EarlyAllocator, cover, parse_size
 from pageframe._core.errors import (
     ArenaExistsError, ArenaInUseError, ArenaNameError, ArenaNotFoundError, ArenaPermissionError,
     BadArenaError, ClientsFullError, NotAlignedError, OutOfFramesError)
+from pageframe._core.fork cimport alive
 from pageframe._core.fork import private_arenas
 from pageframe._core.frame cimport UFrame, make_frame
 from pageframe._core.handle cimport (
@@ -54,6 +55,8 @@ from pageframe._core.slot cimport (
     pf_store_release_u32)
 from pageframe._core.user_allocator import FrameAllocator
 from pageframe._core.vector cimport alloc_frames
+from pageframe._core.vm_space cimport VmSpace
+from pageframe._core.vm_space import spaces
 
 cdef extern from "Python.h":
     void PyErr_SetObject(object, object)
@@ -1122,7 +1125,7 @@ cdef class PhysicalMemory(Arena):
             return
         raise ArenaInUseError(
             f"the arena can't be closed: {used} frames are held by {c.references} references, "
-            f"{c.raw} of them raw, and {views} arrays over its tables live")
+            f"{c.raw} of them raw, and {views} arrays over its tables live{open_spaces(self)}")
 
     cdef int detach(self) except -1:
         """Leave a shared arena, of which this process must hold nothing."""
@@ -1137,7 +1140,7 @@ cdef class PhysicalMemory(Arena):
         if frames or views:
             raise ArenaInUseError(
                 f"the arena can't be closed: this process holds {frames} frames by {references} "
-                f"references, and {views} arrays over its tables live")
+                f"references, and {views} arrays over its tables live{open_spaces(self)}")
         if not self.reaping.acquire(False):
             raise ArenaInUseError("the arena can't be closed: a thread of this process is reaping in it")
         try:
@@ -1165,6 +1168,15 @@ cdef class PhysicalMemory(Arena):
             return f"<{type(self).__name__} closed>"
         return (f"<{type(self).__name__} of {self.a.size} bytes: {self.a.frames} frames of "
                 f"{1 << self.a.page_shift}, {free_frames(&self.a)} free>")
+
+
+cdef str open_spaces(Arena mem):
+    """What to say of the spaces that hold frames of an arena."""
+    cdef VmSpace space
+    cdef int found = 0
+    for space in alive(spaces):
+        found += space.mem is mem and space.table.nodes != 0
+    return f"; spaces and mappings that hold frames: {found}" if found else ""
 
 
 cdef object in_range(str name, object value, uint64_t low, uint64_t high):

@@ -16,6 +16,8 @@ cdef enum:
     ENTRY_COPY = 8      # shared with a snapshot: to be copied before it is written
     ENTRY_LEAF = 16     # maps frames; else leads to the node below
     ENTRY_NODE = 32
+    ENTRY_WANTED = 64   # could be written before the snapshot
+    ENTRY_SHOWN = ENTRY_ACCESS | ENTRY_COPY | ENTRY_WANTED
     ENTRY_FRAME = 12
     LEVELS = 4          # of the root
     FANOUT_SHIFT = 9    # 512 entries a node
@@ -25,7 +27,7 @@ cdef struct page_run:
     uint64_t page
     uint64_t count
     uint64_t frame
-    uint64_t flags      # ENTRY_READ … ENTRY_COPY
+    uint64_t flags      # of ENTRY_SHOWN
 
 cdef struct run_list:
     page_run *runs      # by page

@@ -149,8 +149,7 @@ cdef bint collect(
         offset = page & (span(level) - 1)
         count = min(span(level) - offset, stop - page)
         if not add_run(
-                found, page, count, frame_of_entry(entry) + offset,
-                entry & (ENTRY_ACCESS | ENTRY_COPY)):
+                found, page, count, frame_of_entry(entry) + offset, entry & ENTRY_SHOWN):
             return False
         page = next_mapped(table, page + count, stop)
     return True

@@ -57,21 +57,29 @@ class VmSpace:
         *,
         order: str = "C",
     ) -> FrameArray[Any, Any]: ...
-    def fork(self) -> VmSpace: ...
+    @overload
+    def frames(self, start: SupportsIndex = 0, stop: SupportsIndex | None = None) -> FrameVec[Any]: ...
+    @overload
+    def frames(self, start: range) -> FrameVec[Any]: ...
+    def fork(self, *, timeout: float | None = None) -> VmSpace: ...
     @overload
     def make_writable(
         self,
         start: SupportsIndex = 0,
         stop: SupportsIndex | None = None,
         *,
+        force: bool = False,
         meta: UntypedFrameMeta | type[UntypedFrameMeta] | Callable[[int], UntypedFrameMeta] | None = None,
+        timeout: float | None = None,
     ) -> int: ...
     @overload
     def make_writable(
         self,
         start: range,
         *,
+        force: bool = False,
         meta: UntypedFrameMeta | type[UntypedFrameMeta] | Callable[[int], UntypedFrameMeta] | None = None,
+        timeout: float | None = None,
     ) -> int: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...

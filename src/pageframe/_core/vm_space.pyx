@@ -26,6 +26,7 @@ with the rest, and maps its own frames where its parent's were.
 """
 
 import os
+import sys
 import threading
 import weakref
 from threading import Lock, get_ident
@@ -52,7 +53,7 @@ from pageframe._core.kernel_map cimport (
     blank, charge, give_up_range, hide, mappings_of, protect, reserve, show)
 from pageframe._core.page_property import PageProperty
 from pageframe._core.page_table cimport (
-    ENTRY_ACCESS, ENTRY_COPY, ENTRY_EXECUTE, ENTRY_READ, ENTRY_WRITE, LEVELS, add_run, collect,
+    ENTRY_ACCESS, ENTRY_COPY, ENTRY_EXECUTE, ENTRY_READ, ENTRY_WANTED, ENTRY_WRITE, LEVELS, add_run, collect,
     frame_of_entry, free_runs, lookup, new_nodes, next_mapped, node_stock, nodes_needed, page_run,
     release_all, release_nodes, release_runs, rewrite, run_list, span)
 from pageframe._core.segment cimport Segment, clone_range, give_up, hold_range
@@ -231,9 +232,11 @@ cdef int add_handle(Change change, Arena mem, object handle, uint64_t *page, uin
     cdef Py_ssize_t i
     cdef FrameVec vec
     if not isinstance(handle, (Frame, Segment, FrameVec)):
-        raise FrameTypeError(f"frames, segments and vectors can be mapped, not {type(handle).__name__}")
+        raise FrameTypeError(f"UFrame, USegment and FrameVec can be mapped, not {type(handle).__name__}")
     if (<Holder>handle).mem is not mem:
-        raise FrameTypeError(f"{handle!r} belongs to another arena")
+        raise FrameTypeError(
+            f"{handle!r} belongs to another arena, or to one that this process has attached to twice: "
+            "its mem can map it")
     if isinstance(handle, Frame):
         first = pf_frame_of(&mem.a, movable(handle))
     elif isinstance(handle, Segment):
@@ -244,7 +247,7 @@ cdef int add_handle(Change change, Arena mem, object handle, uint64_t *page, uin
         vec.check()
         first = vec.frames[0]
     if not pf_type_flags(&mem.a, pf_slot_at(&mem.a, first)) & PF_UNTYPED:
-        raise FrameTypeError(f"{handle!r} is typed: its frames can't be mapped")
+        raise FrameTypeError(f"{handle!r} is typed: only frames of an UntypedFrameMeta can be mapped")
     if isinstance(handle, FrameVec):
         for i in range(vec.count):
             change.add(page[0] + i, 1, vec.frames[i], flags)
@@ -280,7 +283,9 @@ cdef FrameVec frames_at(VmSpace space, uint64_t first, uint64_t count):
             raise NotMappedError(f"nothing is mapped at {(first + i) << space.mem.a.page_shift:#x}")
         vec.frames[i] = frame_of_entry(entry) + ((first + i) & (span(level) - 1))
         if pf_slot_at(&space.mem.a, vec.frames[i]).type_id != pf_slot_at(&space.mem.a, vec.frames[0]).type_id:
-            raise FrameTypeError("these frames are not of one metadata type, as those of a vector are")
+            raise FrameTypeError(
+                "these frames are not of one metadata type, as those of a vector are; that of copies is "
+                "what make_writable() was told by meta")
     hold_all(space.mem, vec.frames, count)
     vec.count = count
     return vec
@@ -360,10 +365,10 @@ cdef class VmSpace:
         size = parse_size(size)
         mem.check_open()
         page_size = 1 << mem.a.page_shift
-        if size <= 0 or size % page_size or size >= 2 ** 64:
+        if size <= 0 or size % page_size:
             raise ValueError(
                 f"size must be a positive multiple of the page size {page_size}, not {size}")
-        set_up(self, mem, size // page_size)
+        set_up(self, mem, min(size // page_size, 1 << 63))
 
     def __dealloc__(self):
         self.tear_down()
@@ -538,6 +543,33 @@ cdef class VmSpace:
             new_view(self, first, first + pages), layout.ndim, layout.lengths,
             layout.strides if order == "F" else NULL, dtype, 0, False)
 
+    @cython.critical_section
+    def frames(self, start=0, stop=None):
+        """Return the frames of a range, all of which is mapped.
+
+        Parameters
+        ----------
+        start, stop : int
+            As in `cursor`.
+
+        Returns
+        -------
+        FrameVec
+            In the order of their addresses, with references of its own.
+
+        Raises
+        ------
+        NotMappedError
+            If a page is not mapped.
+        FrameTypeError
+            If the frames are not of one metadata type.
+        NotAlignedError, OutOfBoundError
+            If this is no range of pages of the space.
+        """
+        cdef uint64_t first, end
+        self.interval(start, stop, &first, &end)
+        return frames_at(self, first, end - first)
+
     # -- changes -------------------------------------------------------------------------------
 
     cdef uint64_t take(
@@ -556,10 +588,13 @@ cdef class VmSpace:
             end = first
             for handle in handles:
                 add_handle(change, self.mem, handle, &end, flags)
+            if end > stop and cursor is None:
+                raise OutOfBoundError(
+                    f"{end} pages do not fit into the {stop} of which addresses were reserved: see reserve")
             if end > stop:
                 raise OutOfBoundError(
-                    f"{end - first} pages do not fit between {first << self.mem.a.page_shift:#x} and "
-                    f"{stop << self.mem.a.page_shift:#x}")
+                    f"pages up to {end << self.mem.a.page_shift:#x} do not fit into the cursor's range, "
+                    f"which ends at {stop << self.mem.a.page_shift:#x}")
             used = next_mapped(&self.table, first, end)
             if used < end:
                 raise AddressInUseError(f"address {used << self.mem.a.page_shift:#x} is in use")
@@ -581,17 +616,23 @@ cdef class VmSpace:
             view = <VmView>next
             if view.first < stop and first < view.stop and (view.writable or not writable_only):
                 raise RangeInUseError(
-                    f"a view of {view.first << self.mem.a.page_shift:#x} .. "
-                    f"{view.stop << self.mem.a.page_shift:#x} lives")
+                    f"a {'writable ' if view.writable else ''}view of "
+                    f"{view.first << self.mem.a.page_shift:#x} .. "
+                    f"{view.stop << self.mem.a.page_shift:#x} lives: release it first")
             next = view.next
         return 0
 
     @cython.critical_section
-    def fork(self):
+    def fork(self, *, timeout=None):
         """Return a snapshot: a space that shows the same frames, copy-on-write.
 
         Pages of both spaces can be read only from now on, until `make_writable`. The
         frames are shared, not copied, and live as long as either space maps them.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait for cursors of other threads; for ever by default.
 
         Returns
         -------
@@ -601,7 +642,7 @@ cdef class VmSpace:
         Raises
         ------
         RangeLockedError
-            If a cursor of this thread is open.
+            If a cursor of this thread is open, or one of another thread until time is out.
         RangeInUseError
             If a view lives that can write.
         OutOfFramesError
@@ -612,10 +653,11 @@ cdef class VmSpace:
         cdef VmSpace copy
         cdef Change here, there
         cdef RangeLock held
+        cdef uint64_t flags
         cdef size_t i
         cdef page_run *run
         self.check()
-        held = self.lock(0, self.pages, None)
+        held = self.lock(0, self.pages, timeout)
         try:
             copy = new_space(self.mem, self.pages)
             here = new_change(self)
@@ -628,8 +670,11 @@ cdef class VmSpace:
                 there.look(0, self.pages)
                 for i in range(here.old.count):
                     run = &here.old.runs[i]
-                    here.add(run.page, run.count, run.frame, run.flags & ~<uint64_t>ENTRY_WRITE | ENTRY_COPY)
-                    there.add(run.page, run.count, run.frame, run.flags & ~<uint64_t>ENTRY_WRITE | ENTRY_COPY)
+                    flags = run.flags | ENTRY_COPY
+                    if flags & ENTRY_WRITE:
+                        flags ^= ENTRY_WRITE | ENTRY_WANTED
+                    here.add(run.page, run.count, run.frame, flags)
+                    there.add(run.page, run.count, run.frame, flags)
                 if here.ready() and there.ready():
                     break
             hold_runs(self.mem, &there.new)
@@ -648,16 +693,22 @@ cdef class VmSpace:
         return copy
 
     @cython.critical_section
-    def make_writable(self, start=0, stop=None, *, meta=None):
-        """Make the mapped pages of a range writable, each with a frame of its own.
+    def make_writable(self, start=0, stop=None, *, bint force=False, meta=None, timeout=None):
+        """Make the pages of a range writable again that a snapshot has made read-only.
 
-        A frame that anything else holds, such as a snapshot, is copied; one that only
-        this mapping holds is kept. Pages that can be written already stay as they are.
+        Each has a frame of its own then: one that anything else holds, such as the other
+        space, is copied; one that only this page holds is kept. Pages that can be written
+        stay as they are, and so do those that could not before the snapshot. A view shows
+        what is at its addresses: the copy, from now on.
 
         Parameters
         ----------
         start, stop : int
             As in `cursor`; the whole space by default.
+        force : bool
+            Make all mapped pages readable and writable, whatever they were before.
+        timeout : float, optional
+            As in `cursor`.
         meta : FrameMeta, type or callable, optional
             Metadata of the copies, as in `PhysicalMemory.alloc_frames`; untyped. That of
             the frames they are copied from is not taken over.
@@ -670,7 +721,7 @@ cdef class VmSpace:
         Raises
         ------
         RangeLockedError
-            If a cursor of this thread overlaps.
+            If a cursor of this thread overlaps, or one of another thread until time is out.
         OutOfFramesError, MapBudgetError
             If there are not as many frames or kernel mappings as it takes; nothing has changed then.
         FrameTypeError
@@ -679,9 +730,9 @@ cdef class VmSpace:
         cdef uint64_t first, end
         cdef RangeLock held
         self.interval(start, stop, &first, &end)
-        held = self.lock(first, end, None)
+        held = self.lock(first, end, timeout)
         try:
-            return make_writable(self, first, end, meta)
+            return make_writable(self, first, end, force, meta)
         finally:
             self.unlock(held)
 
@@ -705,12 +756,14 @@ cdef class VmSpace:
                     self.locks.append(held)
                     return held
             where = (f"{other.first << self.mem.a.page_shift:#x} .. "
-                     f"{other.stop << self.mem.a.page_shift:#x}")
+                     f"{other.stop << self.mem.a.page_shift:#x}: close it first")
             if other.owner == held.owner:
                 raise RangeLockedError(f"this thread has a cursor on {where}")
             left = -1 if end is None else min(max(0.0, end - monotonic()), threading.TIMEOUT_MAX)
             if not other.waiting.acquire(timeout=left):
-                raise RangeLockedError(f"another thread has a cursor on {where}")
+                ended = other.owner not in sys._current_frames()
+                raise RangeLockedError(
+                    f"{'a thread that has ended' if ended else 'another thread'} has a cursor on {where}")
             other.waiting.release()
 
     cdef void unlock(self, RangeLock held) noexcept:
@@ -785,7 +838,7 @@ cdef int hold_runs(Arena mem, const run_list *runs) except -1:
     return 0
 
 
-cdef object make_writable(VmSpace space, uint64_t first, uint64_t stop, object meta):
+cdef object make_writable(VmSpace space, uint64_t first, uint64_t stop, bint force, object meta):
     """VmSpace.make_writable() of a range that is locked."""
     cdef Change change = new_change(space)
     cdef FrameVec copies = None
@@ -804,7 +857,10 @@ cdef object make_writable(VmSpace space, uint64_t first, uint64_t stop, object m
             copied.count = 0
             for i in range(change.old.count):
                 run = change.old.runs[i]
-                flags = run.flags & ~<uint64_t>ENTRY_COPY | ENTRY_READ | ENTRY_WRITE
+                if not force and not run.flags & ENTRY_WANTED:
+                    change.add(run.page, run.count, run.frame, run.flags)
+                    continue
+                flags = run.flags & ENTRY_ACCESS | ENTRY_READ | ENTRY_WRITE
                 for k in range(run.count):
                     frame = run.frame + k
                     if not run.flags & ENTRY_WRITE and pf_slot_count(pf_slot_at(&mem.a, frame)) > 1:
@@ -1145,7 +1201,8 @@ cdef class VmCursor:
                     if run.flags & ENTRY_COPY and flags & ENTRY_WRITE:
                         raise CopyOnWriteError(
                             f"a snapshot may share the page at "
-                            f"{run.page << self.space.mem.a.page_shift:#x}: see VmSpace.make_writable")
+                            f"{run.page << self.space.mem.a.page_shift:#x}: see VmSpace.make_writable"
+                            + ("" if run.flags & ENTRY_WANTED else " and its force"))
                     change.add(run.page, run.count, run.frame, flags | run.flags & ENTRY_COPY)
                 if change.ready():
                     break
