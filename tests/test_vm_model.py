@@ -187,8 +187,11 @@ def is_cut(entries, page):
     return page in entries and page % span(entries[page].level) != 0
 
 
-def rewritten(entries, first, stop, new):
-    """The table when a range shows new pages, in the order of their addresses, and nothing else."""
+def rewritten(entries, first, stop, new, kinds):
+    """The table when a range shows new pages, in the order of their addresses, and nothing else.
+
+    Kinds: the type of each frame.
+    """
     after = dict(entries)
     for page in (first, stop) if first < stop else ():
         while is_cut(after, page):
@@ -203,7 +206,7 @@ def rewritten(entries, first, stop, new):
     while i < len(new):
         page, head = new[i]
         end = i + 1
-        while end < len(new) and continues(new[i], new[end], end - i):
+        while end < len(new) and continues(new[i], new[end], end - i, kinds):
             end += 1
         while i < end:
             page, head = new[i]
@@ -216,10 +219,15 @@ def rewritten(entries, first, stop, new):
     return after
 
 
-def continues(one, other, distance):
+def continues(one, other, distance, kinds):
     """Whether a page that lies at a distance from another belongs to the same run."""
     (page, a), (later, b) = one, other
-    return later - page == b.frame - a.frame == distance and a.access == b.access and a.copy == b.copy
+    return (
+        later - page == b.frame - a.frame == distance
+        and a.access == b.access
+        and a.copy == b.copy
+        and kinds[b.frame - 1] == kinds[b.frame]
+    )
 
 
 def mappings_of(entries, pages):
@@ -379,10 +387,15 @@ class Machine(RuleBasedStateMachine):
         assert mappings <= max(room, 0), "there were too few kernel mappings for it"
         return True if result is None else result
 
+    @property
+    def kinds(self):
+        """The number of each frame's type."""
+        return self.mem.slots["type"]
+
     def change(self, space, first, stop, new, call, copies=0):
         """Have pages of a space show something else; None if that is refused for want of anything."""
         before = nodes_of(space.entries)
-        after = rewritten(space.entries, first, stop, new)
+        after = rewritten(space.entries, first, stop, new, self.kinds)
         done = self.may_fail(
             call,
             frames=copies,
@@ -1109,7 +1122,7 @@ class Machine(RuleBasedStateMachine):
             )
             for page, e in self.within(space, 0, space.pages)
         ]
-        after = rewritten(space.entries, 0, space.pages, new)
+        after = rewritten(space.entries, 0, space.pages, new, self.kinds)
         assert len(nodes_of(after) - nodes_of(space.entries)) == 0
         copy = self.may_fail(
             space.real.fork, nodes=len(nodes_of(after)), mappings=mappings_of(after, space.pages)
@@ -1153,7 +1166,7 @@ class Machine(RuleBasedStateMachine):
             else (page, Entry(e.frame, e.access, e.copy))
             for page, e in old
         ]
-        after = rewritten(space.entries, first, stop, new)
+        after = rewritten(space.entries, first, stop, new, self.kinds)
         free, room = self.free(), self.room()
         # In a copy, neighbours may join or not.
         mappings = mappings_of(after, space.pages) - mappings_of(space.entries, space.pages)
@@ -1177,7 +1190,7 @@ class Machine(RuleBasedStateMachine):
             self.words[frame] = self.words[space.entries[page].frame]
         frames = dict(zip(copied, shown, strict=True))
         new = [(page, Entry(frames.get(page, e.frame), e.access, e.copy)) for page, e in new]
-        space.entries = rewritten(space.entries, first, stop, new)
+        space.entries = rewritten(space.entries, first, stop, new, self.kinds)
         REACHED["copied on write"] += bool(copied)
         REACHED["kept on write"] += any(e.copy and page not in frames and page in chosen for page, e in old)
 
@@ -1259,7 +1272,7 @@ class Machine(RuleBasedStateMachine):
                 call()
             return
         frames = [frame for h in handles for frame in h.frames]
-        entries = rewritten({}, 0, total, [(i, Entry(f, access)) for i, f in enumerate(frames)])
+        entries = rewritten({}, 0, total, [(i, Entry(f, access)) for i, f in enumerate(frames)], self.kinds)
         real = self.may_fail(call, nodes=len(nodes_of(entries)), mappings=max(1, mappings_of(entries, pages)))
         if real is not None:
             space = Space("mapping", real, pages, real.base)
@@ -1360,7 +1373,7 @@ class Machine(RuleBasedStateMachine):
         space = Space("ring", real, 2 * count, real.base)
         frames = self.newly_used(np.frombuffer(real, np.uint64), count)
         once = [(i, Entry(frames[i % count], RW)) for i in range(2 * count)]
-        space.entries = rewritten({}, 0, 2 * count, once)
+        space.entries = rewritten({}, 0, 2 * count, once, self.kinds)
         self.spaces.append(space)
         assert real.size == count * PAGE
         assert run == (frames == list(range(frames[0], frames[0] + count)))
@@ -1392,7 +1405,8 @@ class Machine(RuleBasedStateMachine):
             assert address == self.address + frames[0] * PAGE
             return
         space = Space("array", None, count, address)
-        space.entries = rewritten({}, 0, count, [(i, Entry(frame, RW)) for i, frame in enumerate(frames)])
+        new = [(i, Entry(frame, RW)) for i, frame in enumerate(frames)]
+        space.entries = rewritten({}, 0, count, new, self.kinds)
         space.views.append(View(space, real, 0, count))
         space.closed = True
         self.spaces.append(space)

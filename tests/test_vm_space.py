@@ -1305,6 +1305,47 @@ def test_protecting_a_whole_table_of_level_1_makes_it_an_entry_of_level_2(large)
         assert vm.table_frames == 3
 
 
+@pytest.mark.parametrize("how", ["one by one", "at once"])
+def test_an_entry_of_level_2_maps_frames_of_one_type(large, how):
+    Dropped.seen.clear()
+    segment = aligned(large, 512)
+    start, end = segment.start_paddr, segment.end_paddr
+    segment.drop()
+    halves = [
+        pf.USegment.from_unused(large, start, start + 256 * PAGE, Raw),
+        pf.USegment.from_unused(large, start + 256 * PAGE, end, Dropped),
+    ]
+    if how == "at once":
+        mapping = large.map(halves, reserve="4 MiB")
+        assert mapping.kernel_mappings == 2
+        assert table_levels(large)[1] == [512]
+        mapping.drop()
+        assert len(Dropped.seen) == 256
+        return
+    with pf.VmSpace(large, "4 MiB") as vm:
+        with vm.cursor() as cursor:
+            for half in halves:
+                cursor.map(half)
+            cursor.jump(0)
+            cursor.protect(512 * PAGE, READ_ONLY)
+        assert table_levels(large)[1] == [512]
+        assert vm.kernel_mappings == 2
+        with vm.fork():
+            assert table_levels(large)[1] == [512, 512]
+        with vm.cursor() as cursor:
+            kept = []
+            for at in (0, 255, 256, 511):
+                cursor.jump(at * PAGE)
+                kept.append(cursor.query().frame)
+            cursor.jump(0)
+            cursor.unmap(512 * PAGE)
+        assert len(Dropped.seen) == 256 - 2
+        assert [frame.meta_type for frame in kept] == [Raw, Raw, Dropped, Dropped]
+        for frame in kept:
+            frame.drop()
+        assert len(Dropped.seen) == 256
+
+
 def test_entries_of_level_3_map_a_gibibyte():
     """The arena is sparse: of its 3 GiB only slots are touched."""
     pages = 512 * 512

@@ -2,7 +2,7 @@
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from pageframe._core.arena cimport Arena, pf_arena
 from pageframe._core.vector cimport FrameVec
@@ -22,7 +22,7 @@ cdef enum:
     LEVELS = 4          # of the root
     FANOUT_SHIFT = 9    # 512 entries a node
 
-# Pages that show contiguous frames in the same way.
+# Pages that show contiguous frames of one type in the same way.
 cdef struct page_run:
     uint64_t page
     uint64_t count
@@ -47,7 +47,8 @@ cdef struct node_stock:
 
 
 cdef bint add_run(
-    run_list *list, uint64_t page, uint64_t count, uint64_t frame, uint64_t flags) noexcept nogil
+    const pf_arena *a, run_list *list, uint64_t page, uint64_t count, uint64_t frame,
+    uint64_t flags) noexcept nogil
 cdef void free_runs(run_list *list) noexcept nogil
 
 cdef uint64_t lookup(const page_table *table, uint64_t page, unsigned *level) noexcept nogil

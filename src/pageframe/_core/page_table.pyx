@@ -11,8 +11,8 @@ process like anything that is owned.  Nodes come when an entry needs them and go
 their last entry goes, the root included.
 
 An entry maps frames or leads to a node a level below.  At level 1 it maps one frame; at
-level 2 and 3 it maps 512 or 262,144 contiguous ones, if page and frame are aligned to
-as many.  An entry that maps holds one reference to each of its frames.
+level 2 and 3 it maps 512 or 262,144 contiguous ones of one type, if page and frame are
+aligned to as many.  An entry that maps holds one reference to each of its frames.
 
 A change of a range is all or nothing: the nodes that it needs are allocated before
 anything is touched (`nodes_needed`, `new_nodes`), so that writing it can't fail
@@ -48,7 +48,8 @@ cdef struct node_meta:
 # -- runs --------------------------------------------------------------------------------------
 
 cdef bint add_run(
-        run_list *list, uint64_t page, uint64_t count, uint64_t frame, uint64_t flags) noexcept nogil:
+        const pf_arena *a, run_list *list, uint64_t page, uint64_t count, uint64_t frame,
+        uint64_t flags) noexcept nogil:
     """Add pages behind those of a list; False if there is no memory."""
     cdef page_run *last
     cdef size_t room
@@ -56,7 +57,8 @@ cdef bint add_run(
     if list.count:
         last = &list.runs[list.count - 1]
         if (last.page + last.count == page and last.frame + last.count == frame
-                and last.flags == flags):
+                and last.flags == flags
+                and pf_slot_at(a, frame - 1).type_id == pf_slot_at(a, frame).type_id):
             last.count += count
             return True
     if list.count == list.room:
@@ -149,7 +151,7 @@ cdef bint collect(
         offset = page & (span(level) - 1)
         count = min(span(level) - offset, stop - page)
         if not add_run(
-                found, page, count, frame_of_entry(entry) + offset, entry & ENTRY_SHOWN):
+                table.arena, found, page, count, frame_of_entry(entry) + offset, entry & ENTRY_SHOWN):
             return False
         page = next_mapped(table, page + count, stop)
     return True
@@ -388,17 +390,8 @@ cdef void release_nodes(FrameVec nodes) noexcept:
 cdef void release_runs(Arena mem, const run_list *runs) noexcept:
     """Give up the references that entries had.  May run an on_drop."""
     cdef size_t i
-    cdef uint64_t frame, first, end
     for i in range(runs.count):
-        # Frames of one type at a time: whether there is an on_drop depends on it.
-        first = runs.runs[i].frame
-        end = first + runs.runs[i].count
-        while first < end:
-            frame = first + 1
-            while frame < end and pf_slot_at(&mem.a, frame).type_id == pf_slot_at(&mem.a, first).type_id:
-                frame += 1
-            give_up(mem, first, frame - first)
-            first = frame
+        give_up(mem, runs.runs[i].frame, runs.runs[i].count)
 
 
 cdef void release_all(Arena mem, page_table *table) noexcept:

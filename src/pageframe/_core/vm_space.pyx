@@ -124,7 +124,7 @@ cdef class Change:
 
     cdef int add(self, uint64_t page, uint64_t count, uint64_t frame, uint64_t flags) except -1:
         """Have pages show frames; in the order of their addresses."""
-        if not add_run(&self.new, page, count, frame, flags):
+        if not add_run(self.space.table.arena, &self.new, page, count, frame, flags):
             raise MemoryError("no memory to list what a range is to show")
         return 0
 
@@ -864,7 +864,7 @@ cdef object make_writable(VmSpace space, uint64_t first, uint64_t stop, bint for
                 for k in range(run.count):
                     frame = run.frame + k
                     if not run.flags & ENTRY_WRITE and pf_slot_count(pf_slot_at(&mem.a, frame)) > 1:
-                        if not add_run(&copied, run.page + k, 1, frame, 0):
+                        if not add_run(&mem.a, &copied, run.page + k, 1, frame, 0):
                             raise MemoryError("no memory to list what is to be copied")
                         frame = copies.frames[used] if copies is not None and used < copies.count else NOTHING
                         used += 1
@@ -920,7 +920,7 @@ cdef class VmItem:
         Bytes.
     level
         Of the entry: 1 for a page; 2 for 512 pages, 3 for 262,144 that are contiguous
-        in the arena and aligned there and here.
+        in the arena, of one metadata type, and aligned there and here.
     prop
         What may be done there, a `PageProperty`.
     copy_on_write
