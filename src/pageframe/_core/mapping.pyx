@@ -46,7 +46,7 @@ cdef int add(Mapping mapping, list handles) except -1:
     return 0
 
 
-cdef int set_up(Mapping mapping, Arena mem, uint64_t pages, uint64_t flags, list handles) except -1:
+cdef int set_up(Mapping mapping, Arena mem, object pages, uint64_t flags, list handles) except -1:
     cdef VmSpace space = new_space(mem, pages)
     mapping.mem = mem
     mapping.flags = flags

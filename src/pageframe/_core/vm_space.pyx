@@ -297,13 +297,13 @@ cdef FrameVec frames_at(VmSpace space, uint64_t first, uint64_t count):
 spaces = weakref.WeakValueDictionary()
 
 
-cdef VmSpace new_space(Arena mem, uint64_t pages):
+cdef VmSpace new_space(Arena mem, object pages):
     cdef VmSpace space = VmSpace.__new__(VmSpace)
     set_up(space, mem, pages)
     return space
 
 
-cdef int set_up(VmSpace space, Arena mem, uint64_t pages) except -1:
+cdef int set_up(VmSpace space, Arena mem, object pages) except -1:
     cdef uint64_t system_page = sysconf(_SC_PAGESIZE)
     mem.file()
     if space.mem is not None:
@@ -312,7 +312,7 @@ cdef int set_up(VmSpace space, Arena mem, uint64_t pages) except -1:
         raise ValueError(
             f"the system maps pages of {system_page} bytes, the frames of this arena have "
             f"{1 << mem.a.page_shift}")
-    if pages > span(LEVELS + 1) or pages << mem.a.page_shift >> mem.a.page_shift != pages:
+    if pages > span(LEVELS + 1) or pages << mem.a.page_shift >= 2 ** 64:
         raise ValueError(f"a space has {span(LEVELS + 1)} pages at the most, not {pages}")
     reserve(&space.where, pages << mem.a.page_shift, mem.a.page_shift)
     space.mem = mem
@@ -368,7 +368,7 @@ cdef class VmSpace:
         if size <= 0 or size % page_size:
             raise ValueError(
                 f"size must be a positive multiple of the page size {page_size}, not {size}")
-        set_up(self, mem, min(size // page_size, 1 << 63))
+        set_up(self, mem, size // page_size)
 
     def __dealloc__(self):
         self.tear_down()
