@@ -1254,13 +1254,6 @@ cdef class VmView(VirtualBytes):
         if self.space is None:
             raise BufferError("this view is of no space")
         fill_buffer(buffer, self, self.data, self.nbytes, not self.writable, flags)
-        self.exports += 1
-
-    def __releasebuffer__(self, Py_buffer *buffer):
-        self.unexport()
-
-    cdef void unexport(self) noexcept:
-        self.exports -= 1
 
     cdef FrameVec frames_of(self, uint64_t first, uint64_t count):
         return frames_at(self.space, self.first + first, count)
