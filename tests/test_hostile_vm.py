@@ -551,6 +551,17 @@ def test_an_allocator_may_use_the_same_space(own, moment, use, deed):
     assert mem.used_frames == 0, mem.stats()
 
 
+def test_frames_that_an_allocator_appends_meanwhile_come_first(own):
+    mem, allocator = own
+    frames = [mem.alloc_frames(n) for n in (500, 300, 2)]
+    paddrs = [list(vec.paddrs) for vec in frames]
+    mapping = mem.map(frames[0], reserve="4 MiB")
+    allocator.on_alloc = once(lambda: mapping.append(frames[2]))
+    mapping.append(frames[1])  # takes another node
+    assert list(mapping.frames.paddrs) == paddrs[0] + paddrs[2] + paddrs[1]
+    mapping.drop()
+
+
 def test_nobody_takes_a_reference_to_a_node_that_is_about_to_be_used(own):
     """Nodes are had first; then the metadata of copies is asked for, which runs the user's code."""
     mem, allocator = own

@@ -40,8 +40,7 @@ cdef list handles_of(object frames):
 cdef int add(Mapping mapping, list handles) except -1:
     """Map what handles hold behind what is there; they are moved."""
     cdef VmSpace space = mapping.space
-    cdef uint64_t added = space.take(None, mapping.count, space.pages, handles, mapping.flags)
-    mapping.count += added
+    space.take(None, &mapping.count, space.pages, handles, mapping.flags)
     mapping.nbytes = mapping.count << mapping.mem.a.page_shift
     return 0
 

@@ -31,8 +31,8 @@ cdef class VmSpace:
     cdef int check(self) except -1
     cdef uint64_t page_at(self, object va) except? 0
     cdef int interval(self, object start, object stop, uint64_t *first, uint64_t *end) except -1
-    cdef uint64_t take(
-        self, VmCursor cursor, uint64_t first, uint64_t stop, list handles, uint64_t flags) except 0
+    cdef int take(
+        self, VmCursor cursor, uint64_t *at, uint64_t stop, list handles, uint64_t flags) except -1
     cdef int check_views(self, uint64_t first, uint64_t stop, bint writable_only) except -1
     cdef RangeLock lock(self, uint64_t first, uint64_t stop, object timeout)
     cdef void unlock(self, RangeLock held) noexcept

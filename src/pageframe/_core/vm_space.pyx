@@ -572,9 +572,9 @@ cdef class VmSpace:
 
     # -- changes -------------------------------------------------------------------------------
 
-    cdef uint64_t take(
-            self, VmCursor cursor, uint64_t first, uint64_t stop, list handles, uint64_t flags) except 0:
-        """Map what handles hold from a page on; returns how many pages.  The handles are moved."""
+    cdef int take(
+            self, VmCursor cursor, uint64_t *at, uint64_t stop, list handles, uint64_t flags) except -1:
+        """Map what handles hold from a page on, and go on behind it.  The handles are moved."""
         cdef Change change = new_change(self)
         cdef uint64_t end, used
         if len({id(handle) for handle in handles}) < len(handles):
@@ -583,9 +583,8 @@ cdef class VmSpace:
             self.check()
             if cursor is not None:
                 cursor.check()
-                first = cursor.at
-            change.look(first, first)
-            end = first
+            change.look(at[0], at[0])
+            end = change.first
             for handle in handles:
                 add_handle(change, self.mem, handle, &end, flags)
             if end > stop and cursor is None:
@@ -595,7 +594,7 @@ cdef class VmSpace:
                 raise OutOfBoundError(
                     f"pages up to {end << self.mem.a.page_shift:#x} do not fit into the cursor's range, "
                     f"which ends at {stop << self.mem.a.page_shift:#x}")
-            used = next_mapped(&self.table, first, end)
+            used = next_mapped(&self.table, change.first, end)
             if used < end:
                 raise AddressInUseError(f"address {used << self.mem.a.page_shift:#x} is in use")
             change.stop = end
@@ -604,9 +603,8 @@ cdef class VmSpace:
         change.carry_out(False)
         for handle in handles:
             forget_handle(handle)
-        if cursor is not None:
-            cursor.at = end
-        return end - first
+        at[0] = end
+        return 0
 
     cdef int check_views(self, uint64_t first, uint64_t stop, bint writable_only) except -1:
         """Refuse to change pages that a view shows."""
@@ -1105,7 +1103,7 @@ cdef class VmCursor:
         cdef uint64_t flags = flags_of(prop)
         self.check()
         with cython.critical_section(self.space):
-            self.space.take(self, self.at, self.held.stop, [frames], flags)
+            self.space.take(self, &self.at, self.held.stop, [frames], flags)
 
     def unmap(self, nbytes):
         """Unmap what is mapped in the next bytes, and go on behind them.
