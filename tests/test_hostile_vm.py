@@ -16,11 +16,13 @@ import textwrap
 import threading
 import weakref
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pageframe as pf
+from pageframe._core import backing
 from processes import wait_until
 from test_hostile import Lies, collecting, once
 from types_for_tests import Raw
@@ -560,6 +562,26 @@ def test_frames_that_an_allocator_appends_meanwhile_come_first(own):
     mapping.append(frames[1])  # takes another node
     assert list(mapping.frames.paddrs) == paddrs[0] + paddrs[2] + paddrs[1]
     mapping.drop()
+
+
+def test_threads_that_map_first_at_once_open_the_file_of_a_shared_arena_once(monkeypatch):
+    """The first one comes while the second is opening it."""
+    opened = backing.open_again
+
+    def descriptors():
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    def open_while_another_thread_does(fd):
+        monkeypatch.setattr(backing, "open_again", opened)
+        pf.VmSpace(mem, PAGE).close()
+        return opened(fd)
+
+    with pf.PhysicalMemory.create("1 MiB") as mem:
+        before = descriptors()
+        monkeypatch.setattr(backing, "open_again", open_while_another_thread_does)
+        with mem.map(mem.alloc_frame()) as mapping:
+            assert descriptors() == before + 1
+            assert not any(memoryview(mapping))
 
 
 def test_nobody_takes_a_reference_to_a_node_that_is_about_to_be_used(own):

@@ -274,7 +274,11 @@ cdef class Arena:
             if not self.span:
                 raise TypeError("the frames of an arena made with mappable=False can't be mapped")
             # Not that of the lock: a mapping keeps it open (map_shared).
-            self.map_fd = backing.open_again(self.fd)
+            fd = backing.open_again(self.fd)    # may let other threads in
+            if self.map_fd < 0:
+                self.map_fd = fd
+            else:
+                close(fd)
         return self.map_fd
 
     cdef int64_t frame_at(self, object paddr) except -1:
