@@ -13,12 +13,11 @@ from pageframe._core.vector cimport FrameVec
 
 @cython.no_gc
 cdef class VirtualBytes(Holder):
-    """Frames as contiguous bytes at addresses of a space of their own: something mapped."""
+    """Frames as contiguous bytes at addresses of a space: something mapped."""
     cdef unsigned char *data
     cdef uint64_t nbytes
     cdef bint writable
 
-    cdef int check(self) except -1
     cdef void unexport(self) noexcept
     cdef FrameVec frames_of(self, uint64_t first, uint64_t count)
 
@@ -54,7 +53,6 @@ cdef struct extent:
 cdef object new_array(Arena mem, object shape, object dtype, object order, bint zeroed)
 cdef object array_like(Arena mem, object source)
 cdef int lay_out(geometry *found, object shape, object dtype, object order) except -1
-cdef object array_in(Holder owner, object shape, object dtype, object order)
 cdef object array_over(
     Holder owner, int ndim, const int64_t *lengths, const int64_t *strides, np.dtype dtype,
     uint64_t offset, bint readonly)

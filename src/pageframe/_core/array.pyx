@@ -24,7 +24,7 @@ from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint64_t
 
 from pageframe._core.arena cimport Arena, fill_buffer, pf_bytes_at
-from pageframe._core.errors import ArenaDamagedError, FrameTypeError, OutOfBoundError, OutOfFramesError
+from pageframe._core.errors import ArenaDamagedError, FrameTypeError, OutOfFramesError
 from pageframe._core.segment cimport USegment
 
 cdef extern from "numpy/arrayobject.h":
@@ -36,10 +36,6 @@ np.import_array()
 
 @cython.no_gc
 cdef class VirtualBytes:
-    cdef int check(self) except -1:
-        """Refuse use of what was dropped."""
-        return 0
-
     cdef void unexport(self) noexcept:
         """A view has gone."""
 
@@ -118,23 +114,6 @@ cdef object new_array(Arena mem, object shape, object dtype, object order, bint 
     return array_over(
         mem.room_for(frames, zeroed), layout.ndim, layout.lengths,
         layout.strides if order == "F" else NULL, dtype, 0, False)
-
-
-cdef object array_in(Holder owner, object shape, object dtype, object order):
-    """An array over the first bytes of a segment or of something mapped; as long as fits, without a shape."""
-    cdef geometry layout
-    cdef uint64_t size
-    dtype = numpy.dtype(dtype)
-    locate(owner, &size)
-    if shape is None:
-        shape = size // max(dtype.itemsize, 1)
-    lay_out(&layout, shape, dtype, order)
-    (<VirtualBytes?>owner).check()      # the user's code may have dropped it
-    locate(owner, &size)
-    if layout.size > size:
-        raise OutOfBoundError(f"an array of {layout.size} bytes does not fit into {size} bytes")
-    return array_over(
-        owner, layout.ndim, layout.lengths, layout.strides if order == "F" else NULL, dtype, 0, False)
 
 
 cdef object array_like(Arena mem, object source):

@@ -18,6 +18,8 @@ cdef class Mapping(VirtualBytes):
     cdef uint64_t flags         # of the entries
     cdef bint dropped           # goes when the last view does
 
+    cdef int check(self) except -1
+
 
 @cython.final
 @cython.no_gc

@@ -12,11 +12,13 @@ A ring shows its frames twice in a row, so that whatever begins in the first hal
 contiguous, up to the size of the ring.
 """
 
+import numpy
+
 cimport cython
 from libc.stdint cimport uint64_t
 
 from pageframe._core.arena cimport Arena, as_int, fill_buffer
-from pageframe._core.array cimport VirtualBytes, array_in
+from pageframe._core.array cimport VirtualBytes, array_over, geometry, lay_out
 from pageframe._core.early import parse_size
 from pageframe._core.errors import NotAlignedError, OutOfBoundError, OutOfFramesError
 from pageframe._core.frame cimport Frame
@@ -212,8 +214,17 @@ cdef class Mapping(VirtualBytes):
         FrameTypeError
             If the data type holds objects.
         """
+        cdef geometry layout
         self.check()
-        return array_in(self, shape, dtype, order)
+        dtype = numpy.dtype(dtype)
+        if shape is None:
+            shape = self.nbytes // max(dtype.itemsize, 1)
+        lay_out(&layout, shape, dtype, order)
+        self.check()        # the user's code may have dropped it
+        if layout.size > self.nbytes:
+            raise OutOfBoundError(f"an array of {layout.size} bytes does not fit into {self.nbytes} bytes")
+        return array_over(
+            self, layout.ndim, layout.lengths, layout.strides if order == "F" else NULL, dtype, 0, False)
 
     @cython.always_allow_keywords(False)
     @cython.critical_section
