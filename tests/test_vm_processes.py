@@ -1156,8 +1156,8 @@ def test_a_large_arena_of_which_little_is_used_forks_without_filling_memory():
     mapping = mem.map(frames[19:20].clone())
 
     def blocks():
-        (fd,) = memfds()
-        return os.fstat(fd).st_blocks * 512
+        largest = max(map(os.fstat, memfds()), key=lambda file: file.st_size)  # other tests may leave some
+        return largest.st_blocks * 512
 
     def work(conn):
         taken = blocks()
@@ -1315,9 +1315,10 @@ def test_a_copy_made_while_threads_run_bulk_operations_gives_no_frame_twice():
 
 
 def test_an_arena_that_can_not_be_mapped_is_copied_by_the_kernel():
+    before = memfds()
     mem = pf.PhysicalMemory("1 MiB", mappable=False)
     frame = filled(mem.alloc_frame(), 1)
-    assert memfds() == []
+    assert memfds() == before
 
     def work(conn):
         assert holds(frame, 1)
