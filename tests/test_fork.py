@@ -400,8 +400,10 @@ def test_a_child_goes_on_when_its_parent_ends_first(shared, how):
             process.kill()
         else:
             assert process.wait() == 0
+        # Until then the grandchild may still have the file that holds its parent's lock.
+        wait_until(lambda: grandchild in handles_of(shared, paddr))
         assert [client.pid for client in shared.reap().clients] == [process.pid]
-        wait_until(lambda: handles_of(shared, paddr) == {grandchild: 1})  # once it has said who it is
+        assert handles_of(shared, paddr) == {grandchild: 1}
         process.say()
         assert process.hear() == (True, 1)
         process.say()
