@@ -1722,6 +1722,8 @@ def test_frames_of_a_range_are_those_that_were_mapped(mem, vm):
         with pytest.raises(pf.NotAlignedError):
             vm.frames(range(1, PAGE))
     frames.drop()
+    with pf.VmSpace(mem, "16 TiB") as large, pytest.raises(pf.NotMappedError):
+        large.frames()  # looks before it makes room for as many
 
 
 @pytest.mark.parametrize("call", ["fork", "make_writable"])

@@ -177,7 +177,9 @@ cdef int use_copy(Arena mem) except -1:
     os.close(mem.map_fd)
     mem.map_fd = mem.child_fd
     mem.child_fd = -1
+    mem.a.open = False      # should it fail: what is there is the parent's
     mem.map_file()
+    mem.a.open = True
     return 0
 
 

@@ -55,7 +55,7 @@ from pageframe._core.slot cimport (
     pf_store_release_u32)
 from pageframe._core.user_allocator import FrameAllocator
 from pageframe._core.vector cimport alloc_frames
-from pageframe._core.vm_space cimport VmSpace
+from pageframe._core.vm_space cimport VmSpace, can_map
 from pageframe._core.vm_space import spaces
 
 cdef extern from "Python.h":
@@ -658,7 +658,7 @@ cdef class PhysicalMemory(Arena):
         try:
             return alloc_segment(self, frames, None, zeroed, None)
         except OutOfFramesError:
-            if not (self.span or self.map_fd >= 0) or free_frames(&self.a) < <int64_t>frames:
+            if not can_map(self) or free_frames(&self.a) < <int64_t>frames:
                 raise
         return map_frames(
             self, alloc_frames(self, frames, None, zeroed), None, frames << self.a.page_shift)

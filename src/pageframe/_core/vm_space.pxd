@@ -71,6 +71,7 @@ cdef class VmView(VirtualBytes):
     cdef void *previous
 
 
+cdef bint can_map(Arena mem) noexcept
 cdef VmSpace new_space(Arena mem, object pages)
 cdef uint64_t flags_of(object prop) except? 0
 cdef FrameVec frames_at(VmSpace space, uint64_t first, uint64_t count)

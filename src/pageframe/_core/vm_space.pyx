@@ -178,6 +178,7 @@ cdef class Change:
         if self.nodes is not None:
             self.nodes.count = stock.count
         if not done:
+            hide(&self.space.where, &self.new)      # what nobody holds must not be seen
             self.space.table.root = 0
             self.space.why_over = "its page table is damaged"
             self.space.check()
@@ -274,13 +275,15 @@ cdef int forget_handle(object handle) except -1:
 
 cdef FrameVec frames_at(VmSpace space, uint64_t first, uint64_t count):
     """References of their own to the frames of pages, all of which are mapped and of one type."""
-    cdef FrameVec vec = empty_vec(space.mem, count)
+    cdef FrameVec vec
     cdef uint64_t i, entry
     cdef unsigned level
+    for i in range(count):      # before there is room for all of them: a space may be very large
+        if not lookup(&space.table, first + i, &level):
+            raise NotMappedError(f"nothing is mapped at {(first + i) << space.mem.a.page_shift:#x}")
+    vec = empty_vec(space.mem, count)
     for i in range(count):
         entry = lookup(&space.table, first + i, &level)
-        if not entry:
-            raise NotMappedError(f"nothing is mapped at {(first + i) << space.mem.a.page_shift:#x}")
         vec.frames[i] = frame_of_entry(entry) + ((first + i) & (span(level) - 1))
         if pf_slot_at(&space.mem.a, vec.frames[i]).type_id != pf_slot_at(&space.mem.a, vec.frames[0]).type_id:
             raise FrameTypeError(
@@ -303,14 +306,18 @@ cdef VmSpace new_space(Arena mem, object pages):
     return space
 
 
+cdef bint can_map(Arena mem) noexcept:
+    """Whether frames of an arena can be mapped at all."""
+    return (mem.span or mem.map_fd >= 0) and (1ull << mem.a.page_shift) >= <uint64_t>sysconf(_SC_PAGESIZE)
+
+
 cdef int set_up(VmSpace space, Arena mem, object pages) except -1:
-    cdef uint64_t system_page = sysconf(_SC_PAGESIZE)
     mem.file()
     if space.mem is not None:
         raise TypeError("this space is initialised already")
-    if (1ull << mem.a.page_shift) < system_page:
+    if not can_map(mem):
         raise ValueError(
-            f"the system maps pages of {system_page} bytes, the frames of this arena have "
+            f"the system maps pages of {sysconf(_SC_PAGESIZE)} bytes, the frames of this arena have "
             f"{1 << mem.a.page_shift}")
     if pages > span(LEVELS + 1) or pages << mem.a.page_shift >= 2 ** 64:
         raise ValueError(f"a space has {span(LEVELS + 1)} pages at the most, not {pages}")
