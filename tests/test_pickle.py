@@ -418,7 +418,7 @@ def test_a_message_loaded_by_many_processes_at_once_is_moved_once(shared):
             drop_all(handles)  # the children have handles of their own by the fork
             flag[0] = 1
             results = [child.hear() for child in children]
-            assert all(loaded + gone == 40 for loaded, gone in results)
+            assert all(loaded + gone == 40 for loaded, gone in results), results
             assert sum(loaded for loaded, _ in results) >= 3 * 32 + 8
             assert [count_of(shared, paddr) for paddr in paddrs[:4]] == [3 + 24] * 4
             assert shared.audit().tickets == 0

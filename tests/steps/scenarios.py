@@ -323,12 +323,12 @@ def spaces(w: World) -> None:
         cursor.protect(1030 * PAGE, READ_ONLY)
     copy = vm.fork()
     third = copy.fork()
-    if vm.make_writable(0, 8 * PAGE, meta=Page) != 8:
+    if vm.make_writable(0, 8 * PAGE, force=True, meta=Page) != 8:
         raise AssertionError("the first eight pages were shared")
     with copy.cursor() as cursor:
         cursor.unmap(4 * PAGE)
     copy.close()
-    third.make_writable(4 * PAGE, 9 * PAGE)
+    third.make_writable(4 * PAGE, 9 * PAGE, force=True)
     with vm.cursor(PAGE) as cursor:
         cursor.unmap(3 * PAGE)
         cursor.jump(1030 * PAGE)
