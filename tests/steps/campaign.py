@@ -639,7 +639,9 @@ class Round:
         self.mapped = {}
         deadline = time.monotonic() + SECONDS
         self.reports[0].settimeout(0.02)
-        while set(self.board.pids()) - set(held) or set(orphans()) - set(self.board.pids()):
+        # A child is looked for among the processes first: in the other order one that came to the
+        # board in between would be missed.
+        while set(orphans()) - set(self.board.pids()) or set(self.board.pids()) - set(held):
             if time.monotonic() > deadline:
                 silent = set(self.board.pids()) - set(held)
                 raise AssertionError(f"workers {silent} do not answer: {[state_of(pid) for pid in silent]}")
