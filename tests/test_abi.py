@@ -84,7 +84,7 @@ def frames_of(mem, start, size):
         "pf_header.type_capacity": 40,
         "pf_header.client_capacity": 44,
         "pf_header.tables": 48,
-        "pf_header.checksum": 216,
+        "pf_header.checksum": 224,
         "pf_header.type_count": 256,
         "pf_header.last_list_id": 320,
         "sizeof(pf_type)": 256,
@@ -98,11 +98,11 @@ def frames_of(mem, start, size):
         "PF_CHUNK": 512,
         "PF_CHUNK_WORDS": 8,
         "PF_TABLE_ALIGN": 4096,
-        "PF_VERSION": 2,
+        "PF_VERSION": 3,
         "PF_BYTE_ORDER": 0x01020304,
     }.items(),
 )
-def test_the_layout_is_version_2(abi, fact, value):
+def test_the_layout_is_version_3(abi, fact, value):
     assert abi[fact] == value
 
 

@@ -133,7 +133,7 @@ def test_a_file_that_has_grown_is_the_same_arena(left):
 def test_another_version_of_the_format(left):
     change(left, 8, "I", 999)
     seal(left)
-    refused(left, ArenaVersionError, "has version 999 of the format, this is version 2")
+    refused(left, ArenaVersionError, "has version 999 of the format, this is version 3")
 
 
 def test_an_arena_of_a_machine_with_the_other_byte_order(left):

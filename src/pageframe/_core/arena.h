@@ -23,7 +23,7 @@
 #include "slot.h"
 
 #define PF_MAGIC UINT64_C(0x00454d4152464750) /* "PGFRAME\0", little endian */
-#define PF_VERSION 2
+#define PF_VERSION 3
 #define PF_BYTE_ORDER UINT32_C(0x01020304)
 #define PF_TABLE_ALIGN 4096
 
@@ -62,8 +62,9 @@ typedef struct {
     uint64_t area_size;       /* bytes of a client's area */
     uint32_t ticket_capacity;
     uint32_t flags;
+    uint64_t created;         /* when, in nanoseconds since the epoch */
     uint64_t checksum;        /* FNV-1a over everything above */
-    unsigned char pad[256 - 224];
+    unsigned char pad[256 - 232];
     /* Changes while the arena lives, each on a cache line of its own. */
     uint32_t type_count;
     unsigned char pad2[60];
@@ -79,7 +80,7 @@ typedef struct {
 } pf_header;
 
 _Static_assert(offsetof(pf_header, tables) == 48, "no padding before the tables");
-_Static_assert(offsetof(pf_header, checksum) == 216, "tables are 8 * 16 bytes");
+_Static_assert(offsetof(pf_header, checksum) == 224, "tables are 8 * 16 bytes");
 _Static_assert(offsetof(pf_header, type_count) == 256, "own cache line");
 _Static_assert(offsetof(pf_header, last_list_id) == 320, "own cache line");
 _Static_assert(offsetof(pf_header, last_ticket) == 384, "own cache line");
@@ -172,7 +173,7 @@ typedef struct {
     uint64_t started; /* when the sender did, as in its pf_client */
     uint32_t pid;     /* of the sender */
     uint32_t listed;  /* frames of the list; 0: the message is a run of frames */
-    uint64_t reserved;
+    uint64_t issued;  /* CLOCK_BOOTTIME, nanoseconds */
 } pf_ticket;
 
 _Static_assert(sizeof(pf_ticket) == 64, "a ticket is a cache line");

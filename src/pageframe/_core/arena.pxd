@@ -62,6 +62,7 @@ cdef extern from "arena.h" nogil:
         uint64_t area_size
         uint32_t ticket_capacity
         uint32_t flags
+        uint64_t created
         uint64_t checksum
         uint32_t type_count
         uint32_t last_list_id
@@ -85,6 +86,7 @@ cdef extern from "arena.h" nogil:
         uint64_t started
         uint32_t pid
         uint32_t listed
+        uint64_t issued
 
     ctypedef struct pf_type:
         uint64_t fingerprint

@@ -20,6 +20,8 @@ thread that still runs an operation when another closes the arena meets zeroes,
 never an unmapped page.
 """
 
+from time import time_ns
+
 import numpy as np
 
 cimport cython
@@ -241,6 +243,7 @@ cdef class Arena:
     cdef void seal_header(self, uint64_t own_frames) noexcept:
         """Complete the header: from now on the arena can be attached to."""
         self.a.header.own_frames = own_frames
+        self.a.header.created = time_ns()
         self.a.header.magic = PF_MAGIC
         self.a.header.checksum = pf_header_checksum(self.a.header)
 

@@ -27,12 +27,12 @@ from pageframe._core.arena cimport (
 from pageframe._core.client cimport client_info, ledger_walk, next_held, walk_ledger
 from pageframe._core.handle cimport end_life
 from pageframe._core.ledger cimport (
-    PF_OP_NONE, PF_S_audit_busy, PF_S_audit_count, PF_S_audit_ledger, pf_step)
+    PF_OP_NONE, PF_S_audit_busy, PF_S_audit_count, PF_S_audit_ledger, pf_end_life, pf_step)
 from pageframe._core.meta cimport know_types
 from pageframe._core.page_table cimport count_mappings, is_node
 from pageframe._core.slot cimport (
     PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_load_acquire_u64,
-    pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot, pf_slot_count, pf_slot_retire,
+    pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot, pf_slot_count,
     pf_store_release_u32)
 from pageframe._core.ticket cimport TICKET_FREE, state_of, ticket_frame, ticket_held
 
@@ -265,7 +265,7 @@ cdef int put_right(
     elif count == PF_UNUSED or count == PF_BUSY:
         if count == PF_BUSY:        # its on_drop may have run
             slot.list_id = 0
-            pf_slot_retire(slot)
+            pf_end_life(&mem.a, slot)
         give_back_range(&mem.a, frame, 1)
     else:
         pf_step(PF_S_audit_busy)

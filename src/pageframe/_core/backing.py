@@ -51,10 +51,10 @@ MEMFD = "/memfd:" + PREFIX
 NAME_MAX = 200
 
 MAGIC = b"PGFRAME\0"
-VERSION = 2
+VERSION = 3
 BYTE_ORDER = 0x01020304
 HEADER_SIZE = 576
-CHECKED = 216  # bytes that the checksum covers; it follows them
+CHECKED = 224  # bytes that the checksum covers; it follows them
 TABLES = ("header", "types", "clients", "tickets", "bits", "chunks", "slots", "areas")
 UNLINK_ON_LAST = 1
 GONE = 520  # offset of the word that says so
@@ -79,10 +79,11 @@ class Header(NamedTuple):
     area_size: int
     ticket_capacity: int
     flags: int
+    created: int
     gone: bool
 
 
-_HEADER = struct.Struct("=8sIIQQIIII16Q16sQQIIQ")
+_HEADER = struct.Struct("=8sIIQQIIII16Q16sQQIIQQ")
 
 
 def fnv1a(data: bytes) -> int:
@@ -117,7 +118,7 @@ def read_header(fd: int, where: str) -> Header:
     magic, version, order, size, frames, page, slot, types, clients, *rest = _HEADER.unpack(
         data[: _HEADER.size]
     )
-    offsets, (arena_id, own, area, tickets, flags, checksum) = rest[:16], rest[16:]
+    offsets, (arena_id, own, area, tickets, flags, created, checksum) = rest[:16], rest[16:]
     if magic != MAGIC:
         if magic == MAGIC[::-1]:
             raise ArenaByteOrderError(f"{where} is an arena of a machine with another byte order")
@@ -133,7 +134,7 @@ def read_header(fd: int, where: str) -> Header:
     tables = {name: (offsets[2 * i], offsets[2 * i + 1]) for i, name in enumerate(TABLES)}
     header = Header(
         size, frames, page, slot, types, clients, tables, arena_id, own, area, tickets, flags,
-        data[GONE : GONE + 4] != b"\0\0\0\0",
+        created, data[GONE : GONE + 4] != b"\0\0\0\0",
     )  # fmt: skip
     check_geometry(header, where)
     length = os.fstat(fd).st_size

@@ -38,7 +38,7 @@ from pageframe._core.errors import (
     RefCountOverflowError)
 from pageframe._core.io cimport VmReader, VmWriter
 from pageframe._core.ledger cimport (
-    PF_OP_LESS, PF_S_orphan_count, PF_S_orphan_ledger, PF_S_orphan_total, pf_op_begin, pf_op_end,
+    PF_OP_LESS, PF_S_orphan_count, PF_S_orphan_ledger, PF_S_orphan_total, pf_end_life, pf_op_begin, pf_op_end,
     pf_ref_get, pf_ref_inc, pf_ref_put, pf_step)
 from pageframe._core.meta cimport (
     TYPE_UNTYPED, MetaView, class_of, is_meta_type, know_types, meta_value, own_copy, run_on_drop, view_slot)
@@ -46,7 +46,7 @@ from pageframe._core.slot cimport (
     PF_E_BUSY, PF_E_IN_USE, PF_E_OVERFLOW, PF_E_UNIQUE, PF_E_UNUSED, PF_OK, PF_ORPHAN,
     pf_add_relaxed_u32, pf_store_release_u32, pf_store_release_u64,
     pf_cas_acquire_u32, pf_cas_release_u32, pf_load_relaxed_u32, pf_slot_count, pf_slot_in_use,
-    pf_slot_make_busy, pf_slot_retire, pf_slot_taken)
+    pf_slot_make_busy, pf_slot_taken)
 from pageframe._core.user_allocator cimport user_alloc, user_dealloc, user_given
 
 
@@ -195,7 +195,7 @@ cdef void end_life(Arena mem, pf_slot *slot, bint tell) noexcept:
         run_on_drop(mem, slot)
         if mem.a.epoch != epoch:
             return      # it has forked, and this is the child: the parent ends the frame
-    pf_slot_retire(slot)
+    pf_end_life(&mem.a, slot)
     if mem.user_allocator is None:
         give_back(&mem.a, frame)
     else:

@@ -142,4 +142,10 @@ static inline int pf_ref_put(pf_arena *a, pf_slot *s) {
     return pf_slot_end(s, 1) || pf_shared_less(a, s);
 }
 
+/* End a life: the slot must be busy, and ours.  Every life ends here. */
+static inline void pf_end_life(pf_arena *a, pf_slot *s) {
+    (void)a;
+    pf_slot_retire(s);
+}
+
 #endif

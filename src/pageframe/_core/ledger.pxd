@@ -24,6 +24,7 @@ cdef extern from "ledger.h" nogil:
     int pf_ref_inc(pf_arena *, pf_slot *)
     int pf_ref_get(pf_arena *, pf_slot *)
     bint pf_ref_put(pf_arena *, pf_slot *)
+    void pf_end_life(pf_arena *, pf_slot *)
     # One name for each store that a kill may come before: step.h.
     void pf_step(int)
     enum:

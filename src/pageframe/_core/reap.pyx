@@ -38,11 +38,11 @@ from pageframe._core.handle cimport end_life, knows_on_drop, orphan
 from pageframe._core.ledger cimport (
     PF_OP_CLAIM, PF_OP_FREE, PF_OP_LESS, PF_OP_MORE, PF_OP_NONE, PF_S_adopt_count,
     PF_S_adopt_ledger, PF_S_adopt_total, PF_S_reap_busy, PF_S_reap_count, PF_S_reap_ledger, PF_S_reap_lanes,
-    PF_S_reap_mark, PF_S_reap_sub, pf_op_begin, pf_op_end, pf_step)
+    PF_S_reap_mark, PF_S_reap_sub, pf_end_life, pf_op_begin, pf_op_end, pf_step)
 from pageframe._core.meta cimport know_types, run_on_drop
 from pageframe._core.slot cimport (
     PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_load_relaxed_u32,
-    pf_slot, pf_slot_count, pf_slot_end, pf_slot_retire, pf_store_release_u32, pf_store_release_u64,
+    pf_slot, pf_slot_count, pf_slot_end, pf_store_release_u32, pf_store_release_u64,
     pf_sub_relaxed_u32)
 from pageframe._core.ticket cimport expire_tickets, settle_tickets
 
@@ -238,7 +238,7 @@ cdef outcome end_frame(pf_arena *a, pf_slot *slot, reaped *found) noexcept nogil
     found.frames += 1
     found.by_type[slot.type_id & (PF_TYPE_LIMIT - 1)] += 1
     slot.list_id = 0
-    pf_slot_retire(slot)
+    pf_end_life(a, slot)
     return ENDED
 
 

@@ -24,10 +24,10 @@ from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport (
     Handle, MetaSource, ask_each, begin_life, claim_exactly, index_within, meta_sources, movable,
     obtain_run, put, raise_get, raise_moved, raw_add, raw_take, zero_used)
-from pageframe._core.ledger cimport pf_ref_inc, pf_ref_put
+from pageframe._core.ledger cimport pf_end_life, pf_ref_inc, pf_ref_put
 from pageframe._core.meta cimport class_of, slot_dtype
 from pageframe._core.slot cimport (
-    PF_E_OVERFLOW, PF_E_UNIQUE, PF_OK, pf_slot, pf_slot_in_use, pf_slot_retire)
+    PF_E_OVERFLOW, PF_E_UNIQUE, PF_OK, pf_slot, pf_slot_in_use)
 from pageframe._core.user_allocator cimport user_dealloc
 
 cdef enum:
@@ -66,7 +66,7 @@ cdef void put_range(pf_arena *a, uint64_t first, uint64_t count) noexcept nogil:
     for frame in range(first, first + count):
         slot = pf_slot_at(a, frame)
         if pf_ref_put(a, slot):
-            pf_slot_retire(slot)
+            pf_end_life(a, slot)
             ended |= 1ull << (frame & 63)
         if ended and (frame & 63 == 63 or frame == first + count - 1):
             give_back_mask(a, frame >> 6, ended)

@@ -125,7 +125,8 @@ cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) e
     ticket.listed = listed
     ticket.pid = mem.a.clients[mem.a.client].pid
     ticket.started = mem.a.clients[mem.a.client].started
-    ticket.expires = now() + mem.a.header.ticket_ttl
+    ticket.issued = now()
+    ticket.expires = ticket.issued + mem.a.header.ticket_ttl
     for i in range(listed + count):
         frame = ticket_frame(&mem.a, ticket, i)
         pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_MORE, frame)

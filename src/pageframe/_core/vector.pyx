@@ -24,10 +24,10 @@ from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport (
     Handle, MetaSource, ask_each, begin_life, held, index_within, meta_sources,
     obtain_one, put, raise_get, raise_moved, raise_out_of_frames, zero_used)
-from pageframe._core.ledger cimport pf_ref_inc, pf_ref_put
+from pageframe._core.ledger cimport pf_end_life, pf_ref_inc, pf_ref_put
 from pageframe._core.meta cimport class_of, slot_dtype
 from pageframe._core.slot cimport (
-    PF_E_OVERFLOW, PF_OK, pf_slot, pf_slot_count, pf_slot_retire)
+    PF_E_OVERFLOW, PF_OK, pf_slot, pf_slot_count)
 from pageframe._core.user_allocator cimport user_dealloc
 
 cdef enum:
@@ -59,7 +59,7 @@ cdef void put_all(pf_arena *a, const uint64_t *frames, Py_ssize_t count) noexcep
             ended = 0
         slot = pf_slot_at(a, frames[i])
         if pf_ref_put(a, slot):
-            pf_slot_retire(slot)
+            pf_end_life(a, slot)
             word = frames[i] >> 6
             ended |= 1ull << (frames[i] & 63)
     if ended:
