@@ -141,7 +141,7 @@ def test_the_header_is_at_paddr_0_and_describes_the_arena(mem, abi, probe):
     data = probe.arena_bytes(mem, 0, abi["sizeof(pf_header)"])
     magic, version, byte_order, size, frames = struct.unpack_from("=QIIQQ", data)
     page_size, slot_size, type_capacity, clients = struct.unpack_from("=IIII", data, 32)
-    assert (magic, version, byte_order) == (abi["PF_MAGIC"], 2, 0x01020304)
+    assert (magic, version, byte_order) == (abi["PF_MAGIC"], 3, 0x01020304)
     assert (size, frames) == (mem.size, mem.total_frames)
     assert (page_size, slot_size) == (mem.page_size, mem.slot_size)
     assert type_capacity * abi["sizeof(pf_type)"] == dict(sizes(mem))["types"]
