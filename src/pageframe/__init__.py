@@ -12,8 +12,10 @@ as somebody holds it. See `PhysicalMemory` to begin.
 from pathlib import Path
 
 from pageframe._core import message as message  # so that handles can be pickled
+from pageframe._core.arena_view import ArenaView
 from pageframe._core.array import FrameArray, readonly
 from pageframe._core.audit import AuditReport, FrameHolder
+from pageframe._core.census import ArenaStats, ClientStats, TicketInfo
 from pageframe._core.client import ClientInfo
 from pageframe._core.early import MemoryRegion, parse_size
 from pageframe._core.errors import (
@@ -88,7 +90,6 @@ from pageframe._core.memory import (
     REF_COUNT_UNIQUE,
     REF_COUNT_UNUSED,
     ArenaInfo,
-    ArenaStats,
     PhysicalMemory,
 )
 from pageframe._core.meta import (
@@ -130,9 +131,11 @@ __all__ = [
     "ArenaStats",
     "ArenaTruncatedError",
     "ArenaVersionError",
+    "ArenaView",
     "AuditReport",
     "BadArenaError",
     "ClientInfo",
+    "ClientStats",
     "ClientsFullError",
     "CopyOnWriteError",
     "Cursor",
@@ -177,6 +180,7 @@ __all__ = [
     "Ring",
     "Segment",
     "SpaceClosedError",
+    "TicketInfo",
     "TicketPageMeta",
     "TicketsFullError",
     "UFrame",

@@ -181,7 +181,8 @@ cdef class Arena:
     # Of a shared arena.
     cdef int fd             # holds the lock of this client; -1: the arena is private
     cdef uint64_t span      # bytes of the file
-    cdef object path        # of its name; None: it has none
+    cdef bint looking       # this process is no client: it looks at the arena (arena_view.pyx)
+    cdef readonly object path   # of its name; None: it has none
     cdef int registering    # how deep this process is in registering types
     cdef object reaping     # lock of the threads of this process that reap
     cdef unsigned long reaper   # which of them does; 0: none
@@ -192,7 +193,7 @@ cdef class Arena:
                          bint mappable) except -1
     cdef int map_file(self) except -1
     cdef int map_shared(self, int fd, uint64_t size, uint64_t areas, uint64_t page_size,
-                        uint64_t slot_size) except -1
+                        uint64_t slot_size, bint writable) except -1
     cdef int set_geometry(self, uint64_t size, uint64_t page_size, uint64_t slot_size) except -1
     cdef int populate(self, uint64_t size) except -1
     cdef int place_tables(self, object early, uint32_t types, object sharing) except -1
@@ -200,10 +201,12 @@ cdef class Arena:
     cdef void seal_header(self, uint64_t own_frames) noexcept
     cdef int release_memory(self) except -1
     cdef int check_open(self) except -1
+    cdef int check_shown(self) except -1
     cdef bint make_room(self) except -1
     cdef object room_for(self, uint64_t frames, bint zeroed)
     cdef int file(self) except -1
     cdef int64_t frame_at(self, object paddr) except -1
+    cdef int64_t frame_number(self, object paddr) except -1
     cdef int64_t frame_stop(self, object paddr) except -1
 
 

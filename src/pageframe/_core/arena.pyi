@@ -1,10 +1,14 @@
 # This Source Code Form is subject to the terms of the Mozilla Public
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
+from pathlib import Path
+
 from typing_extensions import disjoint_base
 
 @disjoint_base
-class Arena: ...
+class Arena:
+    @property
+    def path(self) -> Path | None: ...
 
 @disjoint_base
 class TableView: ...

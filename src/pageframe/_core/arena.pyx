@@ -20,6 +20,7 @@ thread that still runs an operation when another closes the arena meets zeroes,
 never an unmapped page.
 """
 
+import os
 from time import time_ns
 
 import numpy as np
@@ -127,7 +128,7 @@ cdef class Arena:
 
     cdef int map_shared(
             self, int fd, uint64_t size, uint64_t areas, uint64_t page_size,
-            uint64_t slot_size) except -1:
+            uint64_t slot_size, bint writable) except -1:
         """Map a file: the arena, and behind it the areas of its clients."""
         cdef uint64_t span = size + areas
         cdef int mapped
@@ -137,11 +138,11 @@ cdef class Arena:
         self.set_geometry(size, page_size, slot_size)
         # A mapping, inherited ones included, keeps its open file description, and with it the
         # locks of that: so it is made through another one than that of the client's lock.
-        mapped = backing.open_again(fd)
+        mapped = backing.open_again(fd, os.O_RDWR if writable else os.O_RDONLY)
         try:
             map_memory(
-                self.a.base, span, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
-                mapped)
+                self.a.base, span, PROT_READ | PROT_WRITE if writable else PROT_READ,
+                MAP_SHARED | MAP_NORESERVE | MAP_FIXED, mapped)
         finally:
             close(mapped)
         self.a.file = True
@@ -258,7 +259,16 @@ cdef class Arena:
         return 0
 
     cdef int check_open(self) except -1:
+        """Refuse to use frames of an arena that is closed, or only looked at."""
+        if self.looking:
+            raise TypeError("a view only shows the arena: attach to use its frames")
         if not self.a.open:
+            raise ArenaClosedError(self.why_closed or "the arena is closed")
+        return 0
+
+    cdef int check_shown(self) except -1:
+        """Refuse to look at an arena that is closed."""
+        if not self.looking and not self.a.open:
             raise ArenaClosedError(self.why_closed or "the arena is closed")
         return 0
 
@@ -285,9 +295,15 @@ cdef class Arena:
         return self.map_fd
 
     cdef int64_t frame_at(self, object paddr) except -1:
-        """The number of the frame that starts at a paddr; alignment is checked first."""
+        """The number of the frame that starts at a paddr, to be used."""
         paddr = as_int(paddr)
         self.check_open()
+        return self.frame_number(paddr)
+
+    cdef int64_t frame_number(self, object paddr) except -1:
+        """The number of the frame that starts at a paddr; alignment is checked first."""
+        paddr = as_int(paddr)
+        self.check_shown()
         if paddr & ((1 << self.a.page_shift) - 1):
             raise NotAlignedError(
                 f"paddr {paddr:#x} is not a multiple of the page size {1 << self.a.page_shift}")
@@ -309,7 +325,7 @@ cdef class TableView:
     """Exports a table of the arena, read-only, and keeps the arena open."""
 
     def __cinit__(self, Arena mem not None):
-        mem.check_open()
+        mem.check_shown()
         self.mem = mem
         pf_add_relaxed_u32(&mem.a.views, 1)
 

@@ -24,11 +24,11 @@ from pageframe._core.allocator cimport give_back_range, next_bit, recount_chunks
 from pageframe._core.arena cimport (
     PF_ARENA, PF_LANES, Arena, pf_arena, pf_client_count, pf_client_used, pf_lane, pf_lanes_of,
     pf_ledger_of, pf_slot_at, pf_ticket, pf_type_flags)
-from pageframe._core.client cimport client_info, ledger_walk, next_held, walk_ledger
+from pageframe._core.client cimport client_info, client_infos, ledger_walk, next_held, walk_ledger
 from pageframe._core.handle cimport end_life
 from pageframe._core.ledger cimport (
     PF_OP_NONE, PF_S_audit_busy, PF_S_audit_count, PF_S_audit_ledger, pf_end_life, pf_step)
-from pageframe._core.meta cimport know_types
+from pageframe._core.meta cimport know_types, type_name
 from pageframe._core.page_table cimport count_mappings, is_node
 from pageframe._core.slot cimport (
     PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_load_acquire_u64,
@@ -200,7 +200,6 @@ cdef object audit(Arena mem, bint repair):
     cdef verdict found
     cdef uint64_t orphans = 0
     cdef uint64_t busy = 0
-    cdef uint32_t client
     cdef bint still
     wrong = []
     paddrs = {LEAKED: [], MISCOUNTED: [], DAMAGED: []}
@@ -224,16 +223,14 @@ cdef object audit(Arena mem, bint repair):
         for number, judged, seen in wrong:
             paddrs[judged].append(number << mem.a.page_shift)
             if judged == LEAKED:
-                name = type_name(mem, number)
+                name = type_name(mem, pf_slot_at(&mem.a, number).type_id)
                 frames_by_type[name] = frames_by_type.get(name, 0) + 1
             if repair and still:
                 put_right(mem, number, judged, seen, expected[<uint64_t>number])
         if repair and still:
             recount_chunks(&mem.a)
             pf_store_release_u32(&mem.a.header.orphans, orphans)
-        clients = tuple([
-            client_info(mem, client) for client in range(pf_client_count(&mem.a))
-            if pf_client_used(&mem.a, client)])
+        clients = tuple(client_infos(mem))
     finally:
         free(expected)
         free(kept)
@@ -242,13 +239,6 @@ cdef object audit(Arena mem, bint repair):
         leaked=tuple(paddrs[LEAKED]), miscounted=tuple(paddrs[MISCOUNTED]),
         damaged=tuple(paddrs[DAMAGED]), busy=busy, quiet=still, repaired=repair and still,
         frames_by_type=frames_by_type)
-
-
-cdef object type_name(Arena mem, uint64_t frame):
-    cdef uint32_t type_id = pf_slot_at(&mem.a, frame).type_id
-    if type_id == 0 or type_id >= mem.a.types_known:
-        return "none"
-    return mem.classes[type_id].__layout__.name
 
 
 cdef int put_right(

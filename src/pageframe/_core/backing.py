@@ -296,8 +296,26 @@ def publish(fd: int, path: Path) -> None:
         os.close(folder)
 
 
-def open_file(path: Path) -> int:
-    """Open the file of an arena for reading and writing.
+def place_of(name: str | None, path: str | bytes | os.PathLike[str] | None) -> Path | None:
+    """Return the file of an arena that has a name or a path; None if it has neither.
+
+    Raises
+    ------
+    ArenaNameError
+        If there can be no such file.
+    """
+    if name is not None and path is not None:
+        raise TypeError("an arena has a name or a path, not both")
+    if path is not None:
+        where = os.fsdecode(path)
+        if "\0" in where:
+            raise ArenaNameError(f"{where!r} is no path for an arena: it has a NUL")
+        return Path(where).absolute()
+    return None if name is None else path_of(name)
+
+
+def open_file(path: Path, mode: int = os.O_RDWR) -> int:
+    """Open the file of an arena, to be read and written or in another mode.
 
     Raises
     ------
@@ -311,7 +329,7 @@ def open_file(path: Path) -> int:
     try:
         # Who may write to /dev/shm could put a link there to any file of ours.
         follow = 0 if path.parent != SHM else os.O_NOFOLLOW
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | follow)
+        fd = os.open(path, mode | os.O_CLOEXEC | os.O_NONBLOCK | follow)
     except FileNotFoundError:
         raise ArenaNotFoundError(errno.ENOENT, "there is no such arena", str(path)) from None
     except PermissionError as error:
@@ -341,9 +359,9 @@ def check_owner(fd: int, where: str) -> None:
         raise ArenaPermissionError(errno.EPERM, "this arena belongs to another user", where)
 
 
-def open_again(fd: int) -> int:
+def open_again(fd: int, mode: int = os.O_RDWR) -> int:
     """Open a file once more: another open file description, with locks of its own."""
-    return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    return os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC)
 
 
 def remove_name(fd: int, path: Path) -> bool:
@@ -387,12 +405,6 @@ def locked(fd: int, offset: int, size: int) -> bool:
 def clients_live(fd: int, header: Header) -> bool:
     """Whether any other client is attached."""
     return locked(fd, *header.tables["clients"])
-
-
-def count_clients(fd: int, header: Header) -> int:
-    """Return how many clients live."""
-    offset, _ = header.tables["clients"]
-    return sum(locked(fd, offset + 128 * i, 1) for i in range(header.client_capacity))
 
 
 # -- finding and sweeping ----------------------------------------------------------------------
@@ -447,7 +459,7 @@ def all_pids() -> Iterator[int]:
     yield from (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
-def find_unnamed(arena_id: bytes, pid: int) -> int | None:
+def find_unnamed(arena_id: bytes, pid: int, mode: int = os.O_RDWR) -> int | None:
     """Open an arena without a name that a process of this user has; return a descriptor.
 
     Parameters
@@ -456,11 +468,13 @@ def find_unnamed(arena_id: bytes, pid: int) -> int | None:
         Which arena.
     pid
         The process that is asked first.
+    mode
+        How to open it.
     """
     for found, link in unnamed_files(chain((pid,), all_pids())):
         if found == arena_id:
             try:
-                return os.open(link, os.O_RDWR | os.O_CLOEXEC)
+                return os.open(link, mode | os.O_CLOEXEC)
             except OSError:
                 continue  # closed meanwhile: perhaps another process has it
     return None
@@ -469,3 +483,24 @@ def find_unnamed(arena_id: bytes, pid: int) -> int | None:
 def unnamed_ids() -> set[bytes]:
     """Return the ids of the arenas without a name that processes of this user have."""
     return {arena_id for arena_id, _ in unnamed_files(all_pids())}
+
+
+def open_by_id(digits: str) -> int:
+    """Open an arena without a name for reading, by the first digits of its id.
+
+    Raises
+    ------
+    ArenaNotFoundError
+        If there is none.
+    ArenaNameError
+        If there are more.
+    """
+    if not isinstance(digits, str):
+        raise TypeError(f"the id of an arena is a string, not {type(digits).__name__}")
+    found = sorted(arena_id for arena_id in unnamed_ids() if arena_id.hex().startswith(digits.lower()))
+    if len(found) > 1:
+        raise ArenaNameError(f"{len(found)} arenas have an id that begins with {digits!r}")
+    fd = find_unnamed(found[0], os.getpid(), os.O_RDONLY) if found else None
+    if fd is None:
+        raise ArenaNotFoundError(errno.ENOENT, "no arena without a name has such an id", digits)
+    return fd

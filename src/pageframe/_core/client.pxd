@@ -20,6 +20,8 @@ cdef ledger_walk walk_ledger(Arena mem, uint32_t client) noexcept nogil
 cdef bint next_extent(ledger_walk *walk) noexcept nogil
 cdef uint64_t client_offset(Arena mem, uint32_t client) noexcept
 cdef object client_info(Arena mem, uint32_t client)
+cdef list client_infos(Arena mem)
+cdef bint is_alive(Arena mem, uint32_t client) except -1
 cdef int64_t lock_place(Arena mem, int fd, uint32_t state) except -2
 cdef int use_place(Arena mem, int fd, uint32_t client) except -1
 cdef int free_place(Arena mem, uint32_t client) except -1

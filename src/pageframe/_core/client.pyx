@@ -26,8 +26,8 @@ from libc.string cimport memcpy, memset
 from pageframe._core import backing
 from pageframe._core.allocator cimport my_lane
 from pageframe._core.arena cimport (
-    PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES_SIZE, PF_RESERVED_MEMORY, Arena, pf_client, pf_ledger_of,
-    pf_lanes_of)
+    PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES_SIZE, PF_RESERVED_MEMORY, Arena, pf_client, pf_client_used,
+    pf_lanes_of, pf_ledger_of)
 from pageframe._core.ledger cimport (
     PF_S_join_describe, PF_S_join_state, PF_S_leave_area, PF_S_leave_state, pf_step)
 from pageframe._core.slot cimport pf_load_relaxed_u32, pf_store_release_u32
@@ -101,6 +101,20 @@ cdef object client_info(Arena mem, uint32_t client):
     cdef const pf_client *record = &mem.a.clients[client]
     name = bytes(record.name[:sizeof(record.name)]).split(b"\0")[0].decode(errors="replace")
     return ClientInfo(record.pid, name, record.started / 1e9)
+
+
+cdef list client_infos(Arena mem):
+    """Who has a place: living clients, and dead ones that nobody has reaped."""
+    cdef uint32_t client
+    if mem.a.clients == NULL:
+        return []
+    return [
+        client_info(mem, client) for client in range(mem.a.client_capacity) if pf_client_used(&mem.a, client)]
+
+
+cdef bint is_alive(Arena mem, uint32_t client) except -1:
+    """Whether the process that has a place lives: its lock says so, and ours is no lock to us."""
+    return client == mem.a.client or backing.locked(mem.fd, client_offset(mem, client), 1)
 
 
 cdef int64_t lock_place(Arena mem, int fd, uint32_t state) except -2:

@@ -5,17 +5,14 @@
 cimport cython
 from libc.stdint cimport uint64_t
 
-from pageframe._core.arena cimport Arena
+from pageframe._core.arena_view cimport ArenaView
 
 
 @cython.no_gc_clear
-cdef class PhysicalMemory(Arena):
+cdef class PhysicalMemory(ArenaView):
     """An arena of page frames."""
-    cdef uint64_t own_frames    # of the tables, and of reserved and bad regions
-
     cdef uint64_t wanted(self, object n, object align) except 0
     cdef int boot(self, list covered, uint64_t page, object sharing) except -1
-    cdef int check_shared(self, str what) except -1
     cdef int join(self) except -1
     cdef int move_in(self) except -1
     cdef int leave(self) except -1

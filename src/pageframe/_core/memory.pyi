@@ -6,20 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self, SupportsIndex, TypeVar, overload
 
-import numpy as np
 import numpy.typing as npt
-from typing_extensions import disjoint_base
-
-from pageframe._core.arena import Arena
+from pageframe._core.arena_view import ArenaView
 from pageframe._core.array import FrameArray
-from pageframe._core.audit import AuditReport, FrameHolder
-from pageframe._core.client import ClientInfo
+from pageframe._core.audit import AuditReport
 from pageframe._core.early import Kind, MemoryRegion
 from pageframe._core.frame import Frame, UFrame
-from pageframe._core.handle import Handle
 from pageframe._core.mapping import MappableFrames, Mapping, Ring
 from pageframe._core.meta import FrameMeta, UntypedFrameMeta
 from pageframe._core.page_property import PageProperty
@@ -36,30 +30,20 @@ REF_COUNT_UNIQUE: Final[int]
 REF_COUNT_MAX: Final[int]
 
 @dataclass(frozen=True)
-class ArenaStats:
-    size: int
-    page_size: int
-    slot_size: int
-    total_frames: int
-    free_frames: int
-    used_frames: int
-    reserved_frames: int
-    shared_frames: int
-    unique_frames: int
-    references: int
-    raw_references: int
-    longest_free_run: int
-    overhead: int
-    frames_by_type: dict[str, int]
-
-@dataclass(frozen=True)
 class ArenaInfo:
     name: str | None
     path: Path | None
     id: str
     size: int
     page_size: int
+    total_frames: int
+    used_frames: int
     clients: int
+    dead: int
+    created: float
+    owner: int
+    stale: bool
+    problem: str | None
 
 @dataclass(frozen=True)
 class Sharing:
@@ -76,8 +60,7 @@ def leave_all() -> None: ...
 def leave_at_exit_of_child() -> None: ...
 def arrange_finalizer(function: Callable[[], None]) -> None: ...
 
-@disjoint_base
-class PhysicalMemory(Arena):
+class PhysicalMemory(ArenaView):
     def __init__(
         self,
         size: int | str,
@@ -111,22 +94,15 @@ class PhysicalMemory(Arena):
     @classmethod
     def _attach_unnamed(cls, arena_id: bytes, pid: int) -> Self: ...
     @staticmethod
-    def list() -> builtins.list[ArenaInfo]: ...
+    def list(*, all: bool = False) -> builtins.list[ArenaInfo]: ...
     @staticmethod
     def unlink(name: str | None = None, *, path: str | bytes | PathLike[str] | None = None) -> None: ...
-    @property
-    def name(self) -> str | None: ...
-    @property
-    def shared(self) -> bool: ...
-    @property
-    def clients(self) -> tuple[ClientInfo, ...]: ...
     @property
     def ticket_ttl(self) -> float: ...
     @ticket_ttl.setter
     def ticket_ttl(self, seconds: float) -> None: ...
     def reap(self) -> ReapReport: ...
     def audit(self, repair: bool = False) -> AuditReport: ...
-    def holders(self, frame: Handle[Any] | int) -> builtins.list[FrameHolder]: ...
     def array(
         self,
         shape: SupportsIndex | Iterable[SupportsIndex],
@@ -163,32 +139,6 @@ class PhysicalMemory(Arena):
         zeroed: bool = True,
     ) -> Ring: ...
     def asarray(self, array: npt.ArrayLike) -> FrameArray[Any, Any]: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def max_paddr(self) -> int: ...
-    @property
-    def page_size(self) -> int: ...
-    @property
-    def slot_size(self) -> int: ...
-    @property
-    def total_frames(self) -> int: ...
-    @property
-    def free_frames(self) -> int: ...
-    @property
-    def used_frames(self) -> int: ...
-    @property
-    def reserved_frames(self) -> int: ...
-    @property
-    def layout(self) -> tuple[tuple[str, int, int], ...]: ...
-    @property
-    def closed(self) -> bool: ...
-    @property
-    def types(self) -> dict[int, type[FrameMeta]]: ...
-    @property
-    def slots(self) -> npt.NDArray[np.void]: ...
-    def stats(self) -> ArenaStats: ...
-    def meta(self, meta_type: type[FrameMeta]) -> np.ma.MaskedArray[Any, np.dtype[np.void]]: ...
     @overload
     def alloc_frame(self, meta: None = None, zeroed: bool = True) -> UFrame[UntypedFrameMeta]: ...
     @overload
@@ -224,7 +174,3 @@ class PhysicalMemory(Arena):
     def inc_frame_ref_count(self, paddr: int) -> None: ...
     def trim(self) -> int: ...
     def close(self) -> None: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...

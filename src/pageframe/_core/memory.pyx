@@ -16,8 +16,6 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
-
 cimport cython
 from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -25,34 +23,34 @@ from libc.string cimport memset
 
 from pageframe._core import backing
 from pageframe._core.allocator cimport (
-    claim_one, free_frames, longest_free_run, next_bit, reserve_frames, setup_bits, trim)
+    claim_one, free_frames, next_bit, reserve_frames, setup_bits, trim)
 from pageframe._core.arena cimport (
-    PF_ARENA, PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES_SIZE, PF_RESERVED_MEMORY,
-    PF_UNLINK_ON_LAST, Arena, as_int, pf_arena, pf_client, pf_slot_at, pf_type_flags, table_array)
+    PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES_SIZE, PF_RESERVED_MEMORY, PF_UNLINK_ON_LAST, Arena, as_int,
+    pf_arena, pf_client, pf_client_used, pf_slot_at)
+from pageframe._core.arena_view cimport ArenaView
 from pageframe._core.array cimport array_like, new_array
-from pageframe._core.audit cimport audit, holders
+from pageframe._core.audit cimport audit
+from pageframe._core.census cimport count_references
 from pageframe._core.client cimport (
-    become, client_info, client_offset, describe, free_place, ledger_walk, lock_place, next_held, use_place,
+    become, client_offset, describe, free_place, is_alive, ledger_walk, lock_place, next_held, use_place,
     walk_ledger)
 from pageframe._core.client import shared_arenas
 from pageframe._core.early import EarlyAllocator, cover, parse_size
 from pageframe._core.errors import (
-    ArenaExistsError, ArenaInUseError, ArenaNameError, ArenaNotFoundError, ArenaPermissionError,
-    BadArenaError, ClientsFullError, NotAlignedError, OutOfFramesError)
+    ArenaExistsError, ArenaInUseError, ArenaNotFoundError, BadArenaError, ClientsFullError,
+    NotAlignedError, OutOfFramesError)
 from pageframe._core.fork cimport alive
 from pageframe._core.fork import private_arenas
 from pageframe._core.frame cimport UFrame, make_frame
 from pageframe._core.handle cimport (
-    Handle, MetaSource, begin_life, get, held, meta_source, obtain_one, put, raw_add, zero_used)
+    MetaSource, begin_life, get, meta_source, obtain_one, put, raw_add, zero_used)
 from pageframe._core.mapping cimport make_ring, map_frames
 from pageframe._core.meta cimport (
-    TYPE_META_PAGE, TYPE_RESERVED, TYPE_UNTYPED, TYPE_UNUSABLE, know_types, register_builtin,
-    slot_dtype, type_id_of)
+    TYPE_META_PAGE, TYPE_RESERVED, TYPE_UNTYPED, TYPE_UNUSABLE, register_builtin)
 from pageframe._core.reap cimport give_back_all, reap, reaped
 from pageframe._core.segment cimport alloc_segment
 from pageframe._core.slot cimport (
-    PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_load_relaxed_u32, pf_slot, pf_slot_count,
-    pf_store_release_u32)
+    PF_MAX, PF_UNIQUE, PF_UNUSED, pf_load_relaxed_u32, pf_slot, pf_store_release_u32)
 from pageframe._core.user_allocator import FrameAllocator
 from pageframe._core.vector cimport alloc_frames
 from pageframe._core.vm_space cimport VmSpace, can_map
@@ -71,47 +69,6 @@ REF_COUNT_MAX = PF_MAX
 cdef enum:
     TYPE_CAPACITY = 64
 cdef object MAX_FRAMES = 2 ** 32    # links hold frame numbers of 32 bits
-
-
-@dataclass(frozen=True)
-class ArenaStats:
-    """Figures of an arena at one moment.
-
-    Attributes
-    ----------
-    size, page_size, slot_size
-        Bytes.
-    total_frames, free_frames, used_frames, reserved_frames
-        Frames; the first is the sum of the others.
-    shared_frames, unique_frames
-        Used frames by state; a frame that is busy counts as neither.
-    references
-        References to used frames, and those to the arena's own frames beside
-        the arena's.
-    raw_references
-        Of these, the raw ones.
-    longest_free_run
-        Frames of the longest run that `PhysicalMemory.alloc_segment` could give.
-    overhead
-        Bytes of the arena's own tables.
-    frames_by_type
-        Name of a metadata type -> frames that carry it.
-    """
-
-    size: int
-    page_size: int
-    slot_size: int
-    total_frames: int
-    free_frames: int
-    used_frames: int
-    reserved_frames: int
-    shared_frames: int
-    unique_frames: int
-    references: int
-    raw_references: int
-    longest_free_run: int
-    overhead: int
-    frames_by_type: dict
 
 
 cdef uint64_t power_of_two(str name, object value, uint64_t low, uint64_t high) except 0:
@@ -135,8 +92,22 @@ class ArenaInfo:
         What tells it from all others, as 32 hexadecimal digits.
     size, page_size
         Bytes.
+    total_frames, used_frames
+        Frames, and those of them that somebody holds.
     clients
         Processes that are attached, one place each.
+    dead
+        Places of processes that have died, whose frames nobody has reaped.
+    created
+        When it was made, in seconds since the epoch.
+    owner
+        Number of the user whose it is.
+    stale
+        Whether processes that were killed have left it: no client lives, and it should have gone
+        with the last one, or holds frames of dead ones.
+    problem
+        Why it can't be used, such as that it is damaged; None if it can. Then figures that could
+        not be read are 0, and an id that could not is empty.
     """
 
     name: str | None
@@ -144,7 +115,14 @@ class ArenaInfo:
     id: str
     size: int
     page_size: int
+    total_frames: int
+    used_frames: int
     clients: int
+    dead: int
+    created: float
+    owner: int
+    stale: bool
+    problem: str | None
 
 
 @dataclass(frozen=True)
@@ -159,37 +137,7 @@ class Sharing:
     ticket_ttl: int
 
 
-cdef struct census:
-    uint64_t by_type[TYPE_CAPACITY + 1]
-    uint64_t references
-    uint64_t raw
-    uint64_t shared
-    uint64_t unique
-
-
-cdef void count_frames(const pf_arena *a, census *c) noexcept nogil:
-    cdef uint64_t frame, count
-    cdef const pf_slot *slot
-    memset(c, 0, sizeof(census))
-    for frame in range(a.frames):
-        slot = pf_slot_at(a, frame)
-        count = pf_slot_count(slot)
-        if count == PF_UNUSED or count == PF_BUSY or count == PF_ORPHAN:
-            continue
-        if slot.type_id <= TYPE_CAPACITY:       # else it is damaged
-            c.by_type[slot.type_id] += 1
-        c.raw += pf_load_relaxed_u32(&a.raw[frame])
-        if count == PF_UNIQUE:
-            c.unique += 1
-            c.references += 1
-        elif pf_type_flags(a, slot) & PF_ARENA:
-            c.references += count - 1      # all but the arena's own
-        else:
-            c.shared += 1
-            c.references += count
-
-
-cdef class PhysicalMemory(Arena):
+cdef class PhysicalMemory(ArenaView):
     """An arena of page frames, private to this process or shared.
 
     Constructed directly it is private. `create` makes an arena that other processes
@@ -336,7 +284,7 @@ cdef class PhysicalMemory(Arena):
         cdef uint64_t page = power_of_two("page_size", page_size, 4096, 1 << 30)
         cdef uint64_t slot = power_of_two("slot_size", slot_size, 64, 256)
         cdef PhysicalMemory self
-        where = place_of(name, path)
+        where = backing.place_of(name, path)
         size = arena_size(size, page)
         frames = size // page
         clients = in_range("clients", clients, 1, 4096)
@@ -366,7 +314,7 @@ cdef class PhysicalMemory(Arena):
             self = cls.__new__(cls)
             self.fd = backing.create_file(where, sharing.id.hex(), size + areas, size)
             self.path = where
-            self.map_shared(self.fd, size, areas, page, slot)
+            self.map_shared(self.fd, size, areas, page, slot, True)
             if populate:
                 self.populate(size)
             self.boot(covered, page, sharing)
@@ -411,7 +359,7 @@ cdef class PhysicalMemory(Arena):
         ClientsFullError
             If as many processes are attached as it has room for.
         """
-        where = place_of(name, path)
+        where = backing.place_of(name, path)
         if where is None:
             raise TypeError("attach() needs the name or the path of an arena")
         return attach_file(cls, backing.open_file(where), where)
@@ -424,10 +372,16 @@ cdef class PhysicalMemory(Arena):
         return attach_file(cls, fd, None)
 
     @staticmethod
-    def list():
+    def list(*, bint all=False):
         """Find the shared arenas of this user on this machine.
 
-        Named ones that killed processes have left are removed.
+        Named ones that killed processes have left are removed, unless all are asked for.
+
+        Parameters
+        ----------
+        all : bool
+            Also those that can't be used, of other users or damaged, and those that killed
+            processes have left.
 
         Returns
         -------
@@ -435,19 +389,11 @@ cdef class PhysicalMemory(Arena):
             Named arenas first, then those without a name. Arenas at paths of their
             users' own are not found.
         """
-        backing.sweep()
-        found = []
-        for where in backing.named_files():
-            try:
-                fd = backing.open_file(where)
-            except (OSError, BadArenaError):
-                continue        # gone meanwhile, or another user's
-            found.append(arena_info(fd, where))
-        for arena_id in backing.unnamed_ids():
-            fd = backing.find_unnamed(arena_id, os.getpid())
-            if fd is not None:
-                found.append(arena_info(fd, None))
-        return [info for info in found if info is not None]
+        if not all:
+            backing.sweep()
+        found = [arena_info(where, None) for where in backing.named_files()]
+        found += [arena_info(None, arena_id.hex()) for arena_id in sorted(backing.unnamed_ids())]
+        return [info for info in found if info is not None and (all or info.problem is None)]
 
     @staticmethod
     def unlink(name=None, *, path=None):
@@ -464,7 +410,7 @@ cdef class PhysicalMemory(Arena):
         BadArenaError
             If the file at a path is no sound arena.
         """
-        where = place_of(name, path)
+        where = backing.place_of(name, path)
         if where is None:
             raise TypeError("unlink() needs the name or the path of an arena")
         fd = backing.open_file(where)
@@ -475,27 +421,6 @@ cdef class PhysicalMemory(Arena):
             backing.remove_name(fd, where)
         finally:
             os.close(fd)
-
-    @property
-    def name(self):
-        """Name of a shared arena; None if it has none, or lies at a path of its own."""
-        return None if self.path is None else backing.name_of(self.path)
-
-    @property
-    def shared(self):
-        """Whether other processes can attach."""
-        return self.span != 0
-
-    @property
-    def clients(self):
-        """The processes that are attached, and dead ones that nobody has reaped."""
-        cdef uint32_t i
-        self.check_open()
-        if not self.span:
-            return ()
-        return tuple([
-            client_info(self, i) for i in range(self.a.client_capacity)
-            if pf_load_relaxed_u32(&self.a.clients[i].state)])
 
     @property
     def ticket_ttl(self):
@@ -509,12 +434,6 @@ cdef class PhysicalMemory(Arena):
             raise ValueError(f"ticket_ttl must be in 0 .. 2**32 seconds, not {seconds}")
         self.check_shared("ticket_ttl")
         self.a.header.ticket_ttl = int(seconds * 1e9)
-
-    cdef int check_shared(self, str what) except -1:
-        self.check_open()
-        if not self.span:
-            raise TypeError(f"{what} is for shared arenas: see PhysicalMemory.create")
-        return 0
 
     cdef int join(self) except -1:
         """Become a client: take a free place, or that of a client that is dead."""
@@ -624,29 +543,6 @@ cdef class PhysicalMemory(Arena):
             reap(self, False)
         return audit(self, repair)
 
-    def holders(self, frame):
-        """Find out who holds a frame.
-
-        Parameters
-        ----------
-        frame : Frame, UniqueFrame, FrameRef or int
-            A handle, or a paddr.
-
-        Returns
-        -------
-        list of FrameHolder
-            The sum of their handles, mappings and tickets is the frame's reference count.
-        """
-        cdef uint64_t number
-        if isinstance(frame, Handle):
-            held(frame)
-            if (<Handle>frame).mem is not self:
-                raise ValueError(f"{frame!r} belongs to another arena")
-            frame = frame.start_paddr
-        number = self.frame_at(frame)
-        self.check_shared("holders()")
-        return holders(self, number)
-
     cdef bint make_room(self) except -1:
         """When frames run out: take back what dead clients hold, and expired messages."""
         if not self.span:
@@ -662,150 +558,6 @@ cdef class PhysicalMemory(Arena):
                 raise
         return map_frames(
             self, alloc_frames(self, frames, None, zeroed), None, frames << self.a.page_shift)
-
-    # -- figures -------------------------------------------------------------------------------
-
-    @property
-    def size(self):
-        """Bytes of the arena, its own tables included."""
-        return self.a.size
-
-    @property
-    def max_paddr(self):
-        """First physical address past the arena; the same as `size`."""
-        return self.a.size
-
-    @property
-    def page_size(self):
-        """Bytes of a frame."""
-        return 1 << self.a.page_shift
-
-    @property
-    def slot_size(self):
-        """Bytes of a frame's metadata slot."""
-        return 1 << self.a.slot_shift
-
-    @property
-    def total_frames(self):
-        """Frames of the arena: free, used and reserved."""
-        return self.a.frames
-
-    @property
-    def free_frames(self):
-        """Frames that can be allocated. Exact while no thread allocates or releases."""
-        self.check_open()
-        return free_frames(&self.a)
-
-    @property
-    def used_frames(self):
-        """Frames that somebody holds."""
-        self.check_open()
-        return self.a.frames - self.own_frames - free_frames(&self.a)
-
-    @property
-    def reserved_frames(self):
-        """Frames of the arena's own tables and of reserved and bad regions."""
-        return self.own_frames
-
-    @property
-    def layout(self):
-        """Tables of the arena in the order of their placement, as (name, paddr, bytes)."""
-        return self.tables
-
-    @property
-    def closed(self):
-        """Whether the arena has been closed."""
-        return not self.a.open
-
-    def stats(self):
-        """Count all frames.
-
-        Returns
-        -------
-        ArenaStats
-            Taken frame by frame while other threads go on; exact at rest.
-        """
-        cdef census c
-        self.check_open()
-        with nogil:
-            count_frames(&self.a, &c)
-        free = free_frames(&self.a)
-        frames_by_type = {}
-        for type_id, meta_type in self.types.items():
-            if c.by_type[type_id]:
-                name = meta_type.__layout__.name
-                frames_by_type[name] = frames_by_type.get(name, 0) + c.by_type[type_id]
-        return ArenaStats(
-            size=self.a.size,
-            page_size=1 << self.a.page_shift,
-            slot_size=1 << self.a.slot_shift,
-            total_frames=self.a.frames,
-            free_frames=free,
-            used_frames=self.a.frames - self.own_frames - free,
-            reserved_frames=self.own_frames,
-            shared_frames=c.shared,
-            unique_frames=c.unique,
-            references=c.references,
-            raw_references=c.raw,
-            longest_free_run=longest_free_run(&self.a),
-            overhead=sum(size for _, paddr, size in self.tables if paddr < self.a.size),
-            frames_by_type=frames_by_type,
-        )
-
-    # -- views of the whole arena --------------------------------------------------------------
-
-    @property
-    def slots(self):
-        """All metadata slots as a live, read-only structured array.
-
-        Shape ``(total_frames,)``, indexed by ``paddr // page_size``, with the fields
-        ``count`` (see `REF_COUNT_UNUSED`, `REF_COUNT_UNIQUE`; 0 is busy),
-        ``generation``, ``type`` (see `types`; of a frame that is not used the type
-        it had last, 0 if it had none) and ``list`` (0: in none). Keeps the arena
-        from being closed.
-        """
-        return table_array(
-            self, self.a.slots, self.a.frames << self.a.slot_shift,
-            {"names": ["count", "generation", "type", "list"],
-             "formats": ["u8", "u8", "u4", "u4"],
-             "offsets": [0, 8, 16, 20],
-             "itemsize": 1 << self.a.slot_shift}, None)
-
-    def meta(self, meta_type):
-        """The metadata of all frames of a type, as a masked structured array.
-
-        Parameters
-        ----------
-        meta_type : type
-            A metadata type.
-
-        Returns
-        -------
-        numpy.ma.MaskedArray
-            Shape ``(total_frames,)``. Take a column, ``mem.meta(T)["field"]``, before
-        asking for more: NumPy compresses and counts plain columns only. The
-            data are a live, read-only view; the mask, taken when this is called,
-            hides frames that are not in use with this type. Keeps the arena from
-            being closed.
-        """
-        type_id = type_id_of(self, meta_type)
-        slots = self.slots
-        columns = table_array(
-            self, self.a.slots, self.a.frames << self.a.slot_shift, slot_dtype(self, meta_type), None)
-        count = slots["count"]
-        dead = (slots["type"] != type_id) | (count == PF_UNUSED) | (count == PF_BUSY) | (
-            count == PF_ORPHAN)
-        return np.ma.MaskedArray(columns, mask=dead)
-
-    @property
-    def types(self):
-        """Metadata types known to the arena: number -> class, the numbers that `slots` shows.
-
-        A class that this process has not defined is an `OpaqueMeta`.
-        """
-        if self.a.open:
-            know_types(self)
-        return dict(enumerate(self.classes[1:], 1))
 
     # -- allocation ----------------------------------------------------------------------------
 
@@ -1108,8 +860,7 @@ cdef class PhysicalMemory(Arena):
             If handles, mappings, views or raw references of this process still hold
             frames; says how many.
         """
-        cdef census c
-        cdef uint64_t used
+        cdef uint64_t used, references, raw
         cdef uint32_t views
         if not self.a.open:
             return
@@ -1117,15 +868,15 @@ cdef class PhysicalMemory(Arena):
             self.detach()
             return
         # From the count to the decision no other code may run, the collector's included.
-        count_frames(&self.a, &c)
+        count_references(&self.a, &references, &raw)
         used = self.a.frames - self.own_frames - free_frames(&self.a)
         views = pf_load_relaxed_u32(&self.a.views)
-        if used == 0 and c.references == 0 and views == 0:
+        if used == 0 and references == 0 and views == 0:
             self.release_memory()
             return
         raise ArenaInUseError(
-            f"the arena can't be closed: {used} frames are held by {c.references} references, "
-            f"{c.raw} of them raw, and {views} arrays over its tables live{open_spaces(self)}")
+            f"the arena can't be closed: {used} frames are held by {references} references, "
+            f"{raw} of them raw, and {views} arrays over its tables live{open_spaces(self)}")
 
     cdef int detach(self) except -1:
         """Leave a shared arena, of which this process must hold nothing."""
@@ -1150,24 +901,6 @@ cdef class PhysicalMemory(Arena):
         self.release_memory()
         self.drop_file()
         return 0
-
-    def __enter__(self):
-        self.check_open()
-        return self
-
-    def __exit__(self, exc_type, exc, traceback):
-        try:
-            self.close()
-        except ArenaInUseError:
-            # What raised may still hold frames; the arena goes with the last of them.
-            if exc_type is None:
-                raise
-
-    def __repr__(self):
-        if not self.a.open:
-            return f"<{type(self).__name__} closed>"
-        return (f"<{type(self).__name__} of {self.a.size} bytes: {self.a.frames} frames of "
-                f"{1 << self.a.page_shift}, {free_frames(&self.a)} free>")
 
 
 cdef str open_spaces(Arena mem):
@@ -1196,37 +929,15 @@ cdef object arena_size(object size, uint64_t page):
     return size
 
 
-cdef object place_of(object name, object path):
-    """The file of an arena that has a name or a path; None if it has neither."""
-    if name is not None and path is not None:
-        raise TypeError("an arena has a name or a path, not both")
-    if path is not None:
-        where = os.fsdecode(path)
-        if "\0" in where:
-            raise ArenaNameError(f"{where!r} is no path for an arena: it has a NUL")
-        return Path(where).absolute()
-    return None if name is None else backing.path_of(name)
-
-
 cdef object attach_file(object cls, int fd, object where):
     """Attach to the arena in an open file, which is closed if that fails."""
     cdef PhysicalMemory self = cls.__new__(cls)
-    label = "the arena" if where is None else str(where)
-    self.fd = fd
-    self.path = where
-    header = backing.read_header(fd, label)
-    backing.check_owner(fd, label)
-    self.map_shared(
-        fd, header.size, header.tables["areas"][1], header.page_size, header.slot_size)
-    self.find_tables()
-    self.own_frames = header.own_frames
-    self.classes.append(None)
-    self.a.types_known = 1
-    know_types(self)
+    self.show_file(fd, where, True)
     backing.lock(fd, backing.MEMBERSHIP, True)
     try:
         if self.a.header.gone:
-            raise ArenaNotFoundError(f"the last client of {label} has left and taken it along")
+            raise ArenaNotFoundError(
+                f"the last client of {where or 'the arena'} has left and taken it along")
         self.join()
     finally:
         backing.unlock(fd, backing.MEMBERSHIP)
@@ -1235,18 +946,35 @@ cdef object attach_file(object cls, int fd, object where):
     return self
 
 
-cdef object arena_info(int fd, object where):
-    """What is to be known of the arena in an open file, which is closed; None if it is none."""
+cdef object arena_info(object where, object arena_id):
+    """What is to be known of an arena in a file, or of one without a name; None if it is gone."""
+    cdef ArenaView view
+    cdef uint32_t client
+    name = None if where is None else backing.name_of(where)
     try:
-        backing.check_owner(fd, str(where))
-        header = backing.read_header(fd, str(where))
-        return ArenaInfo(
-            name=None if where is None else backing.name_of(where), path=where, id=header.id.hex(),
-            size=header.size, page_size=header.page_size, clients=backing.count_clients(fd, header))
-    except (ArenaPermissionError, BadArenaError):
+        view = ArenaView(path=where, id=arena_id)
+    except ArenaNotFoundError:
         return None
-    finally:
-        os.close(fd)
+    except (OSError, BadArenaError) as error:
+        try:
+            status = os.lstat(where)
+        except (OSError, TypeError):
+            return None
+        return ArenaInfo(
+            name=name, path=where, id="", size=status.st_size, page_size=0, total_frames=0,
+            used_frames=0, clients=0, dead=0, created=0.0, owner=status.st_uid, stale=False,
+            problem=getattr(error, "strerror", None) or str(error))
+    with view:
+        places = [
+            is_alive(view, client) for client in range(view.a.client_capacity)
+            if pf_client_used(&view.a, client)]
+        clients, dead = places.count(True), places.count(False)
+        return ArenaInfo(
+            name=name, path=where, id=view.id, size=view.size, page_size=view.page_size,
+            total_frames=view.total_frames, used_frames=view.used_frames, clients=clients, dead=dead,
+            created=view.created, owner=os.fstat(view.fd).st_uid,
+            stale=clients == 0 and (dead > 0 or view.a.header.flags & PF_UNLINK_ON_LAST != 0),
+            problem=None)
 
 
 exit_arranged = []      # process ids in which leave_all() will run at the end

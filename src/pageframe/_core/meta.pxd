@@ -45,5 +45,7 @@ cdef object class_of(Arena mem, const pf_slot *slot)
 cdef MetaView meta_value(Arena mem, object meta, uint32_t *type_id)
 cdef int register_builtin(Arena mem) except -1
 cdef int know_types(Arena mem) except -1
+cdef object type_name(Arena mem, uint32_t type_id)
+cdef uint32_t find_type(Arena mem, object cls) except? 0
 cdef void run_on_drop(Arena mem, pf_slot *slot) noexcept
 cdef object slot_dtype(Arena mem, object cls)

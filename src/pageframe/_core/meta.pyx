@@ -647,16 +647,32 @@ cdef bint is_meta_type(object cls) except -1:
     return isinstance(cls, type) and issubclass(type(cls), FrameMetaType)
 
 
+cdef uint32_t find_type(Arena mem, object cls) except? 0:
+    """The number of a type in an arena; 0 if no frame has ever been of the type."""
+    if not is_meta_type(cls):
+        raise FrameTypeError(f"{cls!r} is no metadata type: derive it from FrameMeta")
+    mem.check_shown()
+    know_types(mem)
+    check_size(mem, layout_of(cls))
+    return mem.type_ids.get(<size_t><void *>cls, 0)
+
+
+cdef int check_size(Arena mem, MetaLayout layout) except -1:
+    """Refuse metadata for which the slots have no room."""
+    cdef uint32_t room = (1u << mem.a.slot_shift) - PF_SLOT_HEADER
+    if layout.size > room:
+        raise FrameTypeError(
+            f"{layout.name} takes {layout.size} bytes, a slot of this arena has {room}")
+    return 0
+
+
 @cython.critical_section
 cdef object register_type(Arena mem, object cls):
     """Give a class its number in an arena."""
     cdef MetaLayout layout = layout_of(cls)
-    cdef uint32_t room = (1u << mem.a.slot_shift) - PF_SLOT_HEADER
     cdef uint32_t type_id
     cdef bytes name = layout.name.encode()
-    if layout.size > room:
-        raise FrameTypeError(
-            f"{layout.name} takes {layout.size} bytes, a slot of this arena has {room}")
+    check_size(mem, layout)
     if len(name) >= PF_TYPE_NAME:
         raise FrameTypeError(f"{layout.name}: the name is longer than {PF_TYPE_NAME - 1} bytes")
     if marked(cls, "__opaque__"):
@@ -751,6 +767,13 @@ cdef int know_types(Arena mem) except -1:
             mem.a.type_info[type_id].flags = (
                 entry.flags & (PF_UNTYPED | PF_LINKED | PF_ON_DROP)) | PF_OPAQUE
     return 0
+
+
+cdef object type_name(Arena mem, uint32_t type_id):
+    """What a type of metadata is called."""
+    if type_id == 0 or type_id >= mem.a.types_known:
+        return "none"
+    return mem.classes[type_id].__layout__.name
 
 
 cdef object defined_class(Arena mem, uint32_t type_id):

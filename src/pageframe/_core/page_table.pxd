@@ -59,6 +59,7 @@ cdef uint64_t nodes_needed(
 cdef bint rewrite(
     page_table *table, uint64_t first, uint64_t stop, const run_list *runs,
     node_stock *stock) noexcept nogil
+cdef uint64_t count_pages(const pf_arena *a, uint64_t node) noexcept nogil
 cdef uint64_t count_mappings(const pf_arena *a, uint64_t node, uint64_t frame) noexcept nogil
 cdef bint is_node(const pf_arena *a, uint64_t frame, unsigned level) noexcept nogil
 cdef FrameVec new_nodes(Arena mem, uint64_t count, uint64_t room)

@@ -170,6 +170,19 @@ cdef uint64_t count_mappings(const pf_arena *a, uint64_t node, uint64_t frame) n
     return found
 
 
+cdef uint64_t count_pages(const pf_arena *a, uint64_t node) noexcept nogil:
+    """How many pages the entries of a node map, those of nodes below it aside."""
+    cdef uint64_t found = 0
+    cdef uint64_t i
+    cdef unsigned level = meta_of(a, node).level
+    if not 1 <= level < LEVELS:
+        return 0
+    for i in range(FANOUT):
+        if is_leaf(a, entries_of(a, node)[i], level):
+            found += span(level)
+    return found
+
+
 # -- writing -----------------------------------------------------------------------------------
 
 cdef inline unsigned level_for(uint64_t page, uint64_t frame, uint64_t count) noexcept nogil:
