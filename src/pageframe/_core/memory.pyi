@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Self, SupportsIndex, TypeVar, overload
 
 import numpy.typing as npt
+
 from pageframe._core.arena_view import ArenaView
 from pageframe._core.array import FrameArray
 from pageframe._core.audit import AuditReport
