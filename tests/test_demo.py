@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 import pageframe
 from pageframe import cli, demo
+from pageframe.commands import demo as demo_command
 from pageframe.demo import PageCache, SourceFile, find_files, run
 from pageframe.observe import arena_picture, picture
 
@@ -462,7 +463,9 @@ def test_empty_directory(tmp_path):
 def test_default_path_is_the_standard_library_without_site_packages(monkeypatch, tree):
     (tree / "site-packages").mkdir()
     (tree / "site-packages" / "installed").write_bytes(b"x")
-    monkeypatch.setattr(cli.sysconfig, "get_path", lambda name: str(tree) if name == "stdlib" else None)
+    monkeypatch.setattr(
+        demo_command.sysconfig, "get_path", lambda name: str(tree) if name == "stdlib" else None
+    )
     result = invoke("demo", "--limit", SMALL)
     assert result.exit_code == 0
     assert row(result.stdout, "files") == [str(len(SIZES))] * 3
@@ -509,7 +512,7 @@ def test_file_that_disappears_is_skipped_and_named(tree, monkeypatch):
         (tree / "d1" / "file7").unlink()
         return found
 
-    monkeypatch.setattr(cli, "find_files", find_then_lose)
+    monkeypatch.setattr(demo_command, "find_files", find_then_lose)
     result = invoke("demo", tree, "--limit", SMALL)
     assert result.exit_code == 0
     assert row(result.stdout, "files") == [str(len(SIZES) - 1)] * 3

@@ -21,6 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pageframe import PhysicalMemory, cli, shared_demo
+from pageframe.commands import demo as demo_command
 from pageframe.demo import find_files
 from pageframe.shared_demo import Digest, WorkerError, create_arena, plain_digests, read_piece, run
 
@@ -249,14 +250,14 @@ def test_nothing_to_read(tmp_path):
 
 
 def test_progress_reaches_the_total(tree):
-    done = {stage: [0, 0] for stage in cli.STAGES}
+    done = {stage: [0, 0] for stage in demo_command.STAGES}
 
     def advance(stage, files, size):
         done[stage][0] += files
         done[stage][1] += size
 
     run_tree(tree, progress=advance)
-    assert done == {stage: [len(SIZES), sum(SIZES)] for stage in cli.STAGES}
+    assert done == {stage: [len(SIZES), sum(SIZES)] for stage in demo_command.STAGES}
 
 
 # -- one array ---------------------------------------------------------------------------------
@@ -470,7 +471,7 @@ def test_piped_output_is_plain(tree):
     result = command(tree, "--workers", 2)
     assert "\x1b" not in result.stdout + result.stderr
     assert [line.partition(",")[0] for line in result.stderr.splitlines()] == [
-        f"{stage}: {len(SIZES)} of {len(SIZES)} files" for stage in cli.STAGES.values()
+        f"{stage}: {len(SIZES)} of {len(SIZES)} files" for stage in demo_command.STAGES.values()
     ]
     assert all(len(line) <= 80 for line in result.stdout.splitlines() if "Files under" not in line)
 

@@ -2,15 +2,14 @@
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-"""The `pageframe` command."""
+"""`pageframe demo`: read files through page frames, and show what came of it."""
 
 from __future__ import annotations
 
 import sysconfig
-from importlib.metadata import version
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich import box
@@ -21,6 +20,7 @@ from rich.text import Text
 
 from pageframe import OutOfFramesError, PhysicalMemory, parse_size, shared_demo
 from pageframe import demo as cache_demo
+from pageframe.commands.common import fail, reason, shown
 from pageframe.demo import DemoResult, OneArray, PageCache, Reading, SkippedFile, SourceFile, find_files
 from pageframe.observe.picture import Snapshot, draw_snapshot, require_matplotlib, take_snapshot
 from pageframe.shared_demo import MAX_WORKERS, SharedResult, WorkerError, create_arena
@@ -43,44 +43,7 @@ STAGES = {
 
 R = TypeVar("R")
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
-
-def fail(message: str, code: int = 2) -> NoReturn:
-    """Print a one-line error and exit."""
-    typer.echo(f"pageframe: error: {message}", err=True)
-    raise typer.Exit(code)
-
-
-def shown(path: Path) -> str:
-    """Return a path as it can be printed on one line."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)
-
-
-def reason(error: OSError) -> str:
-    """Return what went wrong without the error number."""
-    return error.strerror or str(error)
-
-
-def print_version(wanted: bool) -> None:
-    """Print the version and exit."""
-    if wanted:
-        typer.echo(f"pageframe {version('pageframe')}")
-        raise typer.Exit
-
-
-@app.callback()
-def pageframe(
-    _version: Annotated[
-        bool,
-        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit."),
-    ] = False,
-) -> None:
-    """Manage physical memory: page frames with counts and typed metadata."""
-
-
-@app.command()
 def demo(
     path: Annotated[
         Path | None,
@@ -459,12 +422,3 @@ def audit_row(result: SharedResult) -> tuple[str, str]:
 def number(things: int, one: str) -> str:
     """Return a number of things in words."""
     return f"1 {one}" if things == 1 else f"{things:,} {one}s"
-
-
-def main() -> None:
-    """Run the command."""
-    app(prog_name="pageframe")
-
-
-if __name__ == "__main__":
-    main()
