@@ -106,6 +106,7 @@ from pageframe._core.meta import (
 from pageframe._core.page_property import PageProperty
 from pageframe._core.reap import ReapReport
 from pageframe._core.segment import Segment, USegment
+from pageframe._core.traces import TRACEMALLOC_DOMAIN
 from pageframe._core.unique import UniqueFrame
 from pageframe._core.user_allocator import FrameAllocator, Layout
 from pageframe._core.vector import FrameVec
@@ -115,6 +116,7 @@ __all__ = [
     "REF_COUNT_MAX",
     "REF_COUNT_UNIQUE",
     "REF_COUNT_UNUSED",
+    "TRACEMALLOC_DOMAIN",
     "AddressInUseError",
     "ArenaByteOrderError",
     "ArenaClosedError",

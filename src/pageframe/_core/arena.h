@@ -195,6 +195,7 @@ typedef struct pf_arena {
     uint32_t page_shift;
     uint32_t slot_shift;
     int open;
+    uint32_t watched;      /* who is to be told when this process lets go of a frame: pf_let_go() */
     int leaving;           /* closed, but the memory is still there for the last on_drop */
     int file;              /* the memory is that of a file */
     uint32_t views;        /* arrays over the arena's tables */
@@ -218,7 +219,34 @@ typedef struct pf_arena {
     uint32_t client;       /* number of this client */
     uint32_t epoch;        /* forks that led to this process since it was mapped */
     pf_lane *(*my_lane)(struct pf_arena *); /* the calling thread's, or NULL: allocator.pyx */
+    /* By the bits of watched. */
+    void (*untrack)(struct pf_arena *, uint64_t frame);  /* traces.pyx */
+    void (*uncharge)(struct pf_arena *, uint64_t frame); /* adaptor.pyx */
+    uint32_t *tags;        /* account << 8 | type, by frame; 0: no adaptor of this process gave it */
 } pf_arena;
+
+#define PF_WATCH_TRACES 1u
+#define PF_WATCH_ACCOUNTS 2u
+
+/* From now on it is to be told.  Release pairs with the acquire in pf_let_go(): who sees
+ * the bit sees what was set up for it. */
+static inline void pf_watch(pf_arena *a, uint32_t who) {
+    if (!(pf_load_relaxed_u32(&a->watched) & who))
+        pf_or_release_u32(&a->watched, who);
+}
+
+/* This process lets go of a frame: its life ends, or others alone hold it from now on.
+ * Must come before another owner can have it.  Called with and without the interpreter
+ * lock; a frame that nobody was told of may be let go, too. */
+static inline void pf_let_go(pf_arena *a, uint64_t frame) {
+    uint32_t watched = pf_load_acquire_u32(&a->watched);
+    if (watched == 0)
+        return;
+    if (watched & PF_WATCH_TRACES)
+        a->untrack(a, frame);
+    if (watched & PF_WATCH_ACCOUNTS)
+        a->uncharge(a, frame);
+}
 
 /* Private arenas are their own only client. */
 static inline uint32_t pf_client_count(const pf_arena *a) {

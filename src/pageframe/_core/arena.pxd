@@ -39,6 +39,8 @@ cdef extern from "arena.h" nogil:
         PF_RESERVED_MEMORY
         PF_CLIENT_FREE
         PF_CLIENT_USED
+        PF_WATCH_TRACES
+        PF_WATCH_ACCOUNTS
     const uint64_t PF_MAGIC
     const uint32_t PF_BYTE_ORDER
 
@@ -140,7 +142,13 @@ cdef extern from "arena.h" nogil:
         uint32_t client
         uint32_t epoch
         pf_lane *(*my_lane)(pf_arena *) noexcept nogil
+        uint32_t watched
+        void (*untrack)(pf_arena *, uint64_t frame) noexcept nogil
+        void (*uncharge)(pf_arena *, uint64_t frame) noexcept nogil
+        uint32_t *tags
 
+    void pf_watch(pf_arena *, uint32_t)
+    void pf_let_go(pf_arena *, uint64_t frame)
     uint32_t pf_client_count(const pf_arena *)
     bint pf_client_used(const pf_arena *, uint32_t)
     pf_lane *pf_lanes_of(const pf_arena *, uint32_t)

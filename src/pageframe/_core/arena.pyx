@@ -90,10 +90,16 @@ cdef class Arena:
         self.a.client = <uint32_t>-1
 
     def __dealloc__(self):
+        cdef uint64_t frame
+        if self.a.open and self.a.watched:      # what raw references still held
+            for frame in range(self.a.frames):
+                pf_let_go(&self.a, frame)
         if self.mapping != NULL:
             munmap(self.mapping, self.mapping_size)
         if self.a.raw != NULL:
             munmap(self.a.raw, self.raw_size)
+        if self.a.tags != NULL:
+            munmap(self.a.tags, self.raw_size)
         free(self.own_lanes)
         if self.fd >= 0:
             close(self.fd)

@@ -45,6 +45,9 @@
     static inline T pf_and_release_##S(T *p, T v) {                            \
         return __atomic_fetch_and(p, v, __ATOMIC_RELEASE);                     \
     }                                                                          \
+    static inline T pf_or_release_##S(T *p, T v) {                             \
+        return __atomic_fetch_or(p, v, __ATOMIC_RELEASE);                      \
+    }                                                                          \
     static inline T pf_load_##S(const T *p) {                                  \
         return __atomic_load_n(p, __ATOMIC_SEQ_CST);                           \
     }                                                                          \

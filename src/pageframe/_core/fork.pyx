@@ -26,7 +26,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pageframe._core import backing
 from pageframe._core.allocator cimport my_lane, next_bit
 from pageframe._core.arena cimport (
-    PF_CLIENT_FREE, Arena, pf_ledger_of, pf_slot_at)
+    PF_CLIENT_FREE, Arena, pf_ledger_of, pf_let_go, pf_slot_at)
 from pageframe._core.client cimport (
     become, describe, ledger_walk, lock_place, next_held, use_place, walk_ledger)
 from pageframe._core.client import shared_arenas
@@ -110,9 +110,20 @@ cdef void give_child(Arena mem) noexcept nogil:
     pf_op_end(&mem.a, my_lane(&mem.a))
 
 
+cdef void forget(Arena mem, uint64_t start, uint64_t stop) noexcept:
+    """In the child: it does not hold frames start .. stop - 1, whatever the parent does."""
+    cdef uint64_t frame
+    for frame in range(start, stop):
+        if mem.a.raw[frame]:
+            mem.a.raw[frame] = 0
+        pf_let_go(&mem.a, frame)
+
+
 cdef int be_child(Arena mem) except -1:
     """In the child: use the place that the parent has taken."""
+    cdef ledger_walk walk
     cdef uint64_t frame
+    cdef uint64_t start = 0
     os.close(mem.fd)        # with it, the parent's lock would outlive the parent
     mem.fd = mem.child_fd
     mem.child_fd = -1
@@ -120,6 +131,8 @@ cdef int be_child(Arena mem) except -1:
     mem.working = mem.registering = mem.reaper = 0
     mem.list_ids.clear()    # the parent may give them to lists of its own
     if mem.fd < 0:
+        if mem.a.watched:
+            forget(mem, 0, mem.a.frames)
         if mem.a.open:
             mem.why_closed = (
                 "this process was forked while the arena's table of clients was full, or by something "
@@ -129,10 +142,12 @@ cdef int be_child(Arena mem) except -1:
         return 0
     become(mem, mem.child)
     describe(mem, mem.a.client)
-    if mem.raw_used:
-        for frame in range(mem.a.frames):
-            if mem.a.raw[frame] and mem.a.ledger[frame] == 0:
-                mem.a.raw[frame] = 0    # of a frame that stayed with the parent
+    if mem.raw_used or mem.a.watched:
+        walk = walk_ledger(mem, mem.a.client)
+        while next_held(&walk, &frame):
+            forget(mem, start, frame)
+            start = frame + 1
+        forget(mem, start, mem.a.frames)
     return 0
 
 
@@ -172,6 +187,8 @@ cdef int use_copy(Arena mem) except -1:
     """In the child: use the copy that the parent has made."""
     if mem.child_fd < 0:
         mem.why_closed = "the arena could not be copied when this process was forked"
+        if mem.a.watched:
+            forget(mem, 0, mem.a.frames)
         mem.release_memory()    # that of the parent
         return 0
     os.close(mem.map_fd)

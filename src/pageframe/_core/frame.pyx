@@ -19,10 +19,10 @@ from pageframe._core.errors import FrameGoneError, FrameTypeError
 from pageframe._core.handle cimport (
     Handle, Holder, MetaSource, Owner, begin_life, claim_exactly, export_bytes, get, held,
     hold_again, meta_source, movable, put, raise_get, raise_moved, raw_add, raw_take, unexport_bytes)
-from pageframe._core.ledger cimport pf_ref_get
 from pageframe._core.meta cimport class_of
 from pageframe._core.slot cimport (
-    PF_E_IN_USE, PF_E_UNIQUE, PF_OK, pf_slot_count, pf_slot_in_use, pf_slot_try_unique)
+    PF_E_IN_USE, PF_E_UNIQUE, pf_slot_count, pf_slot_in_use, pf_slot_try_unique)
+from pageframe._core.traces cimport track
 from pageframe._core.unique cimport UniqueFrame, empty_unique
 
 
@@ -109,6 +109,7 @@ cdef class Frame(Owner):
             raise FrameTypeError(f"{type(meta).__name__} is the metadata of typed frames")
         claim_exactly(mem, frame, 1)
         begin_life(slot, source.type_id, source.storage, source.size, 1)
+        track(mem, frame, 1)
         return make_frame(mem, slot)
 
     @classmethod
@@ -284,9 +285,7 @@ cdef int hold_borrowed(FrameRef self, pf_slot *slot) except -1:
     released and used again; then the reference is the other life's, and is
     given back.
     """
-    cdef int error = pf_ref_get(&self.mem.a, slot)
-    if error != PF_OK:
-        raise_get(self.mem, pf_frame_of(&self.mem.a, slot), error)
+    get(self.mem, pf_frame_of(&self.mem.a, slot))
     if slot.generation != self.generation:
         put(self.mem, slot)
         held(self)

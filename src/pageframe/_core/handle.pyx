@@ -30,8 +30,8 @@ from pageframe._core.allocator cimport (
     claim_one, claim_range, claim_run, free_frames, give_back,
     give_back_range, longest_free_run, my_lane, next_bit)
 from pageframe._core.arena cimport (
-    PF_ARENA, PF_ON_DROP, PF_OPAQUE, PF_UNTYPED, fill_buffer, pf_bytes_at, pf_frame_of, pf_slot_at,
-    pf_type_flags)
+    PF_ARENA, PF_ON_DROP, PF_OPAQUE, PF_UNTYPED, fill_buffer, pf_bytes_at, pf_frame_of, pf_let_go,
+    pf_slot_at, pf_type_flags)
 from pageframe._core.errors import (
     ArenaClosedError, FrameBusyError, FrameGoneError, FrameInUseError, FrameReservedError, FrameTypeError,
     FrameUniqueError, FrameUnusedError, GetFrameError, MovedError, NotRawError, OutOfFramesError,
@@ -47,6 +47,7 @@ from pageframe._core.slot cimport (
     pf_add_relaxed_u32, pf_store_release_u32, pf_store_release_u64,
     pf_cas_acquire_u32, pf_cas_release_u32, pf_load_relaxed_u32, pf_slot_count, pf_slot_in_use,
     pf_slot_make_busy, pf_slot_taken)
+from pageframe._core.traces cimport track
 from pageframe._core.user_allocator cimport user_alloc, user_dealloc, user_given
 
 
@@ -215,9 +216,12 @@ cdef bint knows_on_drop(Arena mem, const pf_slot *slot) noexcept:
 
 cdef void orphan(pf_arena *a, uint32_t *entry, pf_slot *slot) noexcept nogil:
     """Leave a busy frame to a process that can run its on_drop; entry is the owner's."""
-    pf_op_begin(a, my_lane(a), PF_OP_LESS, pf_frame_of(a, slot))
+    cdef uint64_t frame = pf_frame_of(a, slot)
+    pf_op_begin(a, my_lane(a), PF_OP_LESS, frame)
     pf_step(PF_S_orphan_ledger)
     pf_store_release_u32(entry, 0)
+    if entry == &a.ledger[frame]:
+        pf_let_go(a, frame)
     pf_step(PF_S_orphan_total)
     pf_add_relaxed_u32(&a.header.orphans, 1)
     pf_step(PF_S_orphan_count)
@@ -249,9 +253,12 @@ cdef inline void put_held(Holder self, pf_slot *slot) noexcept:
 cdef int get(Arena mem, uint64_t frame) except -1:
     """Take one more reference to a frame known by its number."""
     cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
+    cdef bint had = mem.a.ledger == NULL or pf_load_relaxed_u32(&mem.a.ledger[frame]) != 0
     cdef int error = pf_ref_get(&mem.a, slot)
     if error != PF_OK:
         raise_get(mem, frame, error)
+    if not had:
+        track(mem, frame, 1)
     if slot.type_id >= mem.a.types_known:
         know_types(mem)     # another process has registered it since
     return 0

@@ -120,7 +120,8 @@ static inline int pf_shared_less(pf_arena *a, pf_slot *s) {
     pf_lane *lane = a->my_lane(a);
     pf_op_begin(a, lane, PF_OP_LESS, frame);
     pf_step(PF_S_put_ledger);
-    pf_sub_relaxed_u32(&a->ledger[frame], 1);
+    if (pf_sub_relaxed_u32(&a->ledger[frame], 1) == 1)
+        pf_let_go(a, frame);
     pf_step(PF_S_put_count);
     /* Release within: not before the ledger. */
     int last = pf_slot_put(s);
@@ -144,7 +145,7 @@ static inline int pf_ref_put(pf_arena *a, pf_slot *s) {
 
 /* End a life: the slot must be busy, and ours.  Every life ends here. */
 static inline void pf_end_life(pf_arena *a, pf_slot *s) {
-    (void)a;
+    pf_let_go(a, pf_frame_of(a, s));
     pf_slot_retire(s);
 }
 

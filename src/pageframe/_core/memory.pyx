@@ -51,6 +51,7 @@ from pageframe._core.reap cimport give_back_all, reap, reaped
 from pageframe._core.segment cimport alloc_segment
 from pageframe._core.slot cimport (
     PF_MAX, PF_UNIQUE, PF_UNUSED, pf_load_relaxed_u32, pf_slot, pf_store_release_u32)
+from pageframe._core.traces cimport track
 from pageframe._core.user_allocator import FrameAllocator
 from pageframe._core.vector cimport alloc_frames
 from pageframe._core.vm_space cimport VmSpace, can_map
@@ -597,6 +598,7 @@ cdef class PhysicalMemory(ArenaView):
             if zeroed:
                 zero_used(&self.a, frame, slot)
             begin_life(slot, source.type_id, source.storage, source.size, 1)
+            track(self, frame, 1)
             return make_frame(self, slot)
         handle = UFrame.__new__(UFrame)     # before there is anything to lose
         frame = claim_one(&self.a) if self.user_allocator is None else -1
@@ -606,6 +608,7 @@ cdef class PhysicalMemory(ArenaView):
         if zeroed:
             zero_used(&self.a, frame, slot)
         begin_life(slot, TYPE_UNTYPED, NULL, 0, 1)
+        track(self, frame, 1)
         handle.mem = self
         handle.slot = slot
         return handle

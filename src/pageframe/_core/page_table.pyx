@@ -31,6 +31,7 @@ from pageframe._core.handle cimport begin_life, put_unique
 from pageframe._core.meta cimport TYPE_PAGE_TABLE
 from pageframe._core.segment cimport give_up
 from pageframe._core.slot cimport PF_UNIQUE, pf_slot, pf_slot_count
+from pageframe._core.traces cimport track_many
 from pageframe._core.vector cimport FrameVec, claim_for, empty_vec
 
 cdef enum:
@@ -386,6 +387,7 @@ cdef FrameVec new_nodes(Arena mem, uint64_t count, uint64_t room):
             memset(pf_bytes_at(&mem.a, nodes.frames[i]), 0, NODE_SIZE)
         # Whoever knows only the paddr can take no reference, not even before it is in a table.
         begin_life(slot, TYPE_PAGE_TABLE, <unsigned char *>&nothing, sizeof(nothing), PF_UNIQUE)
+    track_many(mem, nodes.frames, count)
     nodes.count = count
     nodes.epoch = mem.a.epoch
     return nodes

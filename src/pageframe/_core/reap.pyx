@@ -30,7 +30,7 @@ from pageframe._core import backing
 from pageframe._core.allocator cimport give_back_owned, my_lane, next_bit, release_lane, take_kept_of
 from pageframe._core.arena cimport (
     PF_CLIENT_USED, PF_LANES, PF_ON_DROP, PF_TYPE_LIMIT, Arena, pf_arena, pf_lane, pf_lanes_of,
-    pf_slot_at, pf_type_flags)
+    pf_let_go, pf_slot_at, pf_type_flags)
 from pageframe._core.client cimport (
     client_info, client_offset, free_place, ledger_walk, lock_place, next_held, walk_ledger)
 from pageframe._core.errors import PageFrameError
@@ -212,6 +212,8 @@ cdef outcome give_back_frame(
             pf_op_begin(a, my_lane(a), PF_OP_LESS, frame)
             pf_step(PF_S_reap_ledger)
             pf_store_release_u32(entry, 0)
+            if ledger == a.ledger:      # this client leaves
+                pf_let_go(a, frame)
             pf_step(PF_S_reap_sub)
             if not drop_references(slot, references):
                 pf_op_end(a, my_lane(a))

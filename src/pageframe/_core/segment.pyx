@@ -28,6 +28,7 @@ from pageframe._core.ledger cimport pf_end_life, pf_ref_inc, pf_ref_put
 from pageframe._core.meta cimport class_of, slot_dtype
 from pageframe._core.slot cimport (
     PF_E_OVERFLOW, PF_E_UNIQUE, PF_OK, pf_slot, pf_slot_in_use)
+from pageframe._core.traces cimport track
 from pageframe._core.user_allocator cimport user_dealloc
 
 cdef enum:
@@ -170,6 +171,7 @@ cdef int build(object cls, Arena mem, uint64_t first, uint64_t count, MetaSource
         with nogil:
             begin_range(&mem.a, first, count, source.type_id, source.storage, source.size, zeroed)
         mem.working -= 1
+    track(mem, first, count)
     return 0
 
 

@@ -33,6 +33,7 @@ cdef extern from "atomic.h" nogil:
     int32_t pf_add_relaxed_i32(int32_t *, int32_t)
     int32_t pf_exchange_i32(int32_t *, int32_t)
     uint64_t pf_exchange_u64(uint64_t *, uint64_t)
+    uint32_t pf_exchange_u32(uint32_t *, uint32_t)
     void pf_store_release_u64(uint64_t *, uint64_t)
     void pf_store_release_u32(uint32_t *, uint32_t)
     uint64_t pf_and_release_u64(uint64_t *, uint64_t)

@@ -38,6 +38,7 @@ from pageframe._core.slot cimport (
     PF_OK, pf_add_relaxed_u64, pf_add_release_u32, pf_cas_acq_rel_u64, pf_load_acquire_u64,
     pf_load_relaxed_u32, pf_slot, pf_slot_end, pf_slot_in_use, pf_slot_inc, pf_slot_put,
     pf_store_release_u32, pf_store_release_u64)
+from pageframe._core.traces cimport track
 
 cdef extern from "<time.h>" nogil:
     ctypedef int clockid_t
@@ -178,7 +179,8 @@ cdef bint redeem(
         pf_step(PF_S_redeem_done)
         pf_store_release_u64(&ticket.done, i - 1)
         pf_step(PF_S_redeem_ledger)
-        pf_add_release_u32(&mem.a.ledger[frame], 1)
+        if pf_add_release_u32(&mem.a.ledger[frame], 1) == 0:
+            track(mem, frame, 1)
         if frames != NULL:
             frames[i - 1 - listed] = frame
     pf_op_end(&mem.a, my_lane(&mem.a))

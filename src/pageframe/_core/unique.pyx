@@ -23,6 +23,7 @@ from pageframe._core.ledger cimport PF_S_repurpose_generation, pf_step
 from pageframe._core.meta cimport run_on_drop
 from pageframe._core.slot cimport (
     PF_UNIQUE, pf_slot_count, pf_slot_make_busy, pf_slot_publish, pf_slot_taken)
+from pageframe._core.traces cimport track
 
 
 cdef UniqueFrame make_unique(Arena mem, pf_slot *slot):
@@ -63,6 +64,7 @@ cdef class UniqueFrame(Owner):
         cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
         claim_exactly(mem, frame, 1)
         begin_life(slot, source.type_id, source.storage, source.size, PF_UNIQUE)
+        track(mem, frame, 1)
         return make_unique(mem, slot)
 
     @classmethod

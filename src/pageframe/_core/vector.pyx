@@ -28,6 +28,7 @@ from pageframe._core.ledger cimport pf_end_life, pf_ref_inc, pf_ref_put
 from pageframe._core.meta cimport class_of, slot_dtype
 from pageframe._core.slot cimport (
     PF_E_OVERFLOW, PF_OK, pf_slot, pf_slot_count)
+from pageframe._core.traces cimport track_many
 from pageframe._core.user_allocator cimport user_dealloc
 
 cdef enum:
@@ -177,6 +178,7 @@ cdef FrameVec alloc_frames(Arena mem, Py_ssize_t count, object meta_fn, bint zer
             begin_all(
                 &mem.a, vec.frames, count, source.type_id, source.storage, source.size, zeroed)
         mem.working -= 1
+    track_many(mem, vec.frames, count)
     vec.count = count
     return vec
 
