@@ -61,6 +61,10 @@ class OutOfFramesError(PageFrameError, MemoryError):
     """The arena has not enough free frames, or no free run that is long enough."""
 
 
+class QuotaExceededError(OutOfFramesError):
+    """The allocation would go beyond the limit of a `LimitAdaptor`; the arena may have frames."""
+
+
 class FrameTypeError(PageFrameError, TypeError):
     """The metadata type is not the one asked for, or can't be used here."""
 
