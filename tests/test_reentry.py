@@ -253,3 +253,31 @@ def test_a_user_allocator_decides_who_gets_a_frame_that_alloc_frames_gave_back()
     bits = int.from_bytes(ctypes.string_at(base + offset, size), "little")
     unused = [i for i, count in enumerate(slots["count"].tolist()) if count == pf.REF_COUNT_UNUSED]
     assert not [i for i in unused if bits >> i & 1]
+
+
+def test_a_vector_that_is_dropped_while_it_is_pickled_is_refused():
+    """What lists its frames is allocated; that reaps, and an on_drop drops the vector."""
+    survives("""
+        import os, pickle, signal
+        mem = pf.PhysicalMemory.create(2**20)
+        vecs = []
+        class P(pf.FrameMeta):
+            n: pf.u64
+            def on_drop(self, reader):
+                if vecs:
+                    vecs.pop().drop()
+        vec = mem.alloc_frames(2)
+        vecs.append(vec)
+        child = os.fork()
+        if child == 0:
+            held = mem.alloc_frames(mem.free_frames, P)
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        try:
+            pickle.dumps(vec)
+        except pf.MovedError:
+            pass
+        else:
+            raise AssertionError("it was pickled")
+        assert vecs == [] and mem.used_frames == 0 and mem.audit().clean
+    """)

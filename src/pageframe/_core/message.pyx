@@ -27,6 +27,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
+from pageframe._core.allocator cimport give_back_range
 from pageframe._core.arena cimport Arena, pf_bytes_at, pf_frame_of, pf_slot_at
 from pageframe._core.array cimport (
     MAX_DIMS, FrameBytes, VirtualBytes, array_over, bytes_of, extent, find_extent)
@@ -150,6 +151,9 @@ def reduce_vector(FrameVec vec not None):
     check_shared(mem, vec)
     pages = list_pages(&mem.a, vec.count)
     first = obtain_run(mem, pages, 1)
+    if vec.frames == NULL:      # making room may have run the user's code
+        give_back_range(&mem.a, first, pages)
+        vec.check()
     # First their lives: without a type, pages that a kill leaves here would pass for zero.
     for i in range(pages):
         begin_life(pf_slot_at(&mem.a, first + i), TYPE_TICKET_PAGE, NULL, 0, 1)
