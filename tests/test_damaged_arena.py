@@ -445,6 +445,14 @@ def test_an_arena_that_is_not_damaged_passes_all_uses(name):
         assert (report.tickets, mem.used_frames) == (1, 5)  # a segment that was sent and not loaded
 
 
+def test_more_types_than_the_table_has_crash_nobody_even_if_the_header_has_room_for_them(name):
+    def damage(file, place, paddrs, value):
+        file.write(40, "I", value)  # type_capacity
+        file.write(256, "I", value)  # type_count
+
+    campaign(name, "I", damage)
+
+
 @pytest.mark.parametrize("field", ArenaFile.LANE)
 def test_lanes_that_are_nonsense_crash_nobody(name, field):
     def damage(file, place, paddrs, value):

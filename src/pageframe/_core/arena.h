@@ -206,9 +206,10 @@ typedef struct pf_arena {
     unsigned char *slots;
     pf_lane *lanes;        /* of this client; of a private arena memory of the process */
     uint32_t *raw;         /* raw references of this process, by frame */
+    uint32_t type_capacity; /* what the header says is believed once, when it is checked */
     uint32_t types_known;  /* type numbers below this are in type_info */
     pf_type_info type_info[PF_TYPE_LIMIT];
-    /* Of a shared arena only.  What the header says is believed once, when it is checked. */
+    /* Of a shared arena only. */
     uint32_t client_capacity;
     uint32_t ticket_capacity;
     uint64_t area_size;

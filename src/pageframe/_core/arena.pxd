@@ -130,6 +130,7 @@ cdef extern from "arena.h" nogil:
         unsigned char *slots
         pf_lane *lanes
         uint32_t *raw
+        uint32_t type_capacity
         uint32_t types_known
         pf_type_info type_info[128]
         uint32_t client_capacity

@@ -235,6 +235,7 @@ cdef class Arena:
         a.bits = <uint64_t *>(a.base + header.tables[PF_TABLE_BITS].offset)
         a.chunks = <pf_chunk *>(a.base + header.tables[PF_TABLE_CHUNKS].offset)
         a.slots = a.base + header.tables[PF_TABLE_SLOTS].offset
+        a.type_capacity = header.type_capacity
         a.client_capacity = header.client_capacity
         a.ticket_capacity = header.ticket_capacity
         a.area_size = header.area_size

@@ -711,7 +711,7 @@ cdef uint32_t register_layout(Arena mem, MetaLayout layout, bytes name) except 0
             pf_step(PF_S_type_flags)
             entry.flags |= layout.flags & PF_ON_DROP
             return type_id
-    if count == mem.a.header.type_capacity:
+    if count == mem.a.type_capacity:
         raise FrameTypeError(
             f"no room to register {layout.name}: the arena has its {count} types already")
     entry = &mem.a.types[count]
@@ -748,9 +748,9 @@ cdef int know_types(Arena mem) except -1:
     cdef uint32_t count = pf_load_acquire_u32(&mem.a.header.type_count)
     cdef uint32_t type_id
     cdef const pf_type *entry
-    if count > mem.a.header.type_capacity:
+    if count > mem.a.type_capacity:
         raise ArenaDamagedError(
-            f"the arena says that it has {count} types, there is room for {mem.a.header.type_capacity}")
+            f"the arena says that it has {count} types, there is room for {mem.a.type_capacity}")
     while mem.a.types_known <= count:
         type_id = mem.a.types_known
         cls = defined_class(mem, type_id)
