@@ -58,6 +58,7 @@ from pageframe._core.errors import (
     RefCountOverflowError,
     SpaceClosedError,
     TicketsFullError,
+    WriteAfterReleaseWarning,
 )
 from pageframe._core.field_type import (
     atomic_i8,
@@ -197,6 +198,7 @@ __all__ = [
     "VmReader",
     "VmSpace",
     "VmWriter",
+    "WriteAfterReleaseWarning",
     "atomic_i8",
     "atomic_i16",
     "atomic_i32",

@@ -126,7 +126,7 @@ static void pf_uncharge(pf_arena *a, uint64_t frame) {
         return;
     for (c = &pf_accounts[tag >> 8]; c; c = parent) {
         parent = c->parent;
-        pf_account_log(a, c, PF_EVENT_RELEASE, tag & (PF_TYPE_LIMIT - 1), frame, 1);
+        pf_account_log(a, c, PF_LOG_RELEASE, tag & (PF_TYPE_LIMIT - 1), frame, 1);
         pf_sub_relaxed_u64(&c->used_by_type[tag & (PF_TYPE_LIMIT - 1)], 1);
         pf_sub_relaxed_u64(&c->used, 1);
         pf_sub_release_u64(&c->charged, 1);

@@ -43,8 +43,8 @@ from pageframe._core.vector cimport FrameVec
 
 cdef extern from "account.h" nogil:
     enum:
-        PF_EVENT_ALLOCATE
-        PF_EVENT_FAILURE
+        PF_LOG_ALLOCATE
+        PF_LOG_FAILURE
         PF_TYPE_LIMIT
 
     int pf_accounts_setup()
@@ -223,7 +223,7 @@ cdef class Adaptor:
         return handle
 
     cdef void log_failure(self, uint64_t wanted) noexcept:
-        pf_account_log(&self.mem.a, self.account, PF_EVENT_FAILURE, 0, 0, wanted)
+        pf_account_log(&self.mem.a, self.account, PF_LOG_FAILURE, 0, 0, wanted)
 
     cdef int settle(self, object handle, uint64_t wanted) except -1:
         """Take the frames of a fresh handle into the account: these, and no others, are charged."""
@@ -275,7 +275,7 @@ cdef class Adaptor:
         type_id[0] = pf_slot_at(a, frame).type_id & (PF_TYPE_LIMIT - 1)
         if not pf_account_tag(a, self.account, type_id[0], frame):
             return False
-        pf_account_log(a, self.account, PF_EVENT_ALLOCATE, type_id[0], frame, 1)
+        pf_account_log(a, self.account, PF_LOG_ALLOCATE, type_id[0], frame, 1)
         return True
 
     # -- allocation ----------------------------------------------------------------------------

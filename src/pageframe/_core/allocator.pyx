@@ -23,7 +23,7 @@ search, the bits decide.  The structure is that of LLFree (Wrenger et al.,
 
 In a shared arena bits are claimed and cleared one by one, each with its entry in
 the ledger (ledger.h), so that a process that is killed on the way leaves one frame
-a thread in doubt; in a private arena a whole word at a time.
+a thread in doubt; in a private arena a whole word at a time, unless it is traced.
 
 What was just given back is given out again: its memory is still in the cache.
 So a lane keeps one frame that its thread has given back: the bit stays set and
@@ -301,7 +301,7 @@ cdef bint claim_mask(pf_arena *a, uint64_t word, uint64_t mask) noexcept nogil:
     cdef uint64_t bit, frame
     cdef pf_lane *lane = my_lane(a)
     while old & left == 0:
-        bit = left if a.ledger == NULL else left & -left
+        bit = left & -left if a.recorded else left
         frame = (word << WORD_SHIFT) + pf_ctz(bit)
         pf_op_begin(a, lane, PF_OP_CLAIM, frame)
         pf_step(PF_S_claim_bit)
@@ -331,7 +331,7 @@ cdef void give_back_owned(
     cdef uint64_t left = mask
     if lane != NULL:
         pf_store_relaxed_u64(&lane.hint, (word << WORD_SHIFT) + pf_ctz(mask))
-    while left and ledger != NULL:
+    while left and a.recorded:
         pf_ledger_free(a, ledger, lane, (word << WORD_SHIFT) + pf_ctz(left))
         pf_step(PF_S_free_bit)
         pf_and_release_u64(&a.bits[word], ~(left & -left))
@@ -473,7 +473,7 @@ cdef uint64_t claim_any(pf_arena *a, pf_lane *lane, uint64_t word, uint64_t coun
     cdef uint64_t take, frame
     while ~old and pf_popcount(got) < count:
         take = ~old
-        if a.ledger != NULL:
+        if a.recorded:
             take &= -take
         while pf_popcount(take) > count:
             take ^= pf_highest(take)
@@ -483,7 +483,7 @@ cdef uint64_t claim_any(pf_arena *a, pf_lane *lane, uint64_t word, uint64_t coun
         if pf_cas_acq_rel_u64(p, old, old | take):
             pf_ledger_claim(a, lane, frame)
             got |= take
-            if a.ledger == NULL:
+            if not a.recorded:
                 break
         old = pf_load_relaxed_u64(p)
     pf_op_end(a, lane)

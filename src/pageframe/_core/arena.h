@@ -5,7 +5,8 @@
 /* What lies in an arena, and how this process finds it.
  *
  *   paddr 0: header | type registry | clients | tickets | bitfield | chunks | slots
- *   behind the last frame, in a shared arena: one area a client: its lanes, its ledger
+ *   behind the last frame, in a shared arena: one area a client: its lanes, its ledger,
+ *   and of a traced arena the rings of its lanes
  *
  * Everything in the arena is an offset or an index.  The header is at paddr 0;
  * the early allocator places the other tables in usable regions and the header
@@ -91,6 +92,8 @@ _Static_assert(sizeof(pf_header) <= PF_TABLE_ALIGN, "the header fits its place")
 /* Flags of an arena. */
 #define PF_UNLINK_ON_LAST 1u /* its name goes with its last client */
 #define PF_RESERVED_MEMORY 2u /* the file system has set aside all memory that is used */
+#define PF_POISON 4u /* released frames are filled with a pattern: poison.h */
+#define PF_TRACE 8u /* the last events of each lane are kept: trace.h */
 
 /* A process that uses the arena.  Its lock on this record (backing.py), not this
  * record, says that it lives. */
@@ -153,7 +156,8 @@ typedef struct {
     int32_t free;   /* its free frames, as far as counted here */
     uint64_t op;    /* operation in progress, of a shared arena: ledger.h */
     uint64_t ops;   /* operations so far: an audit sees whether there was one meanwhile */
-    unsigned char pad[24];
+    uint64_t events; /* traced so far */
+    unsigned char pad[16];
 } pf_lane;
 
 _Static_assert(sizeof(pf_lane) == 64, "a lane is a cache line");
@@ -162,6 +166,22 @@ _Static_assert(sizeof(pf_lane) == 64, "a lane is a cache line");
 #define PF_LANES_SIZE (PF_LANES * sizeof(pf_lane))
 
 _Static_assert(PF_LANES_SIZE % PF_TABLE_ALIGN == 0, "a ledger begins on a page of its own");
+
+/* What a lane has begun: trace.h. */
+typedef struct {
+    uint64_t serial; /* number of the event among those of the lane; 0: being written, or none */
+    uint64_t time;   /* CLOCK_BOOTTIME, nanoseconds */
+    uint64_t what;   /* frame << 8 | kind */
+    uint32_t pid;    /* places of clients, and with them lanes, pass from process to process */
+    uint32_t unused;
+} pf_event;
+
+_Static_assert(sizeof(pf_event) == 32, "two events a cache line");
+
+#define PF_RING 256 /* events that a lane keeps */
+#define PF_RINGS_SIZE (PF_LANES * PF_RING * sizeof(pf_event))
+
+_Static_assert(PF_RINGS_SIZE % PF_TABLE_ALIGN == 0, "rings end an area, which is whole pages");
 
 /* A message in transit, which holds its frames: ticket.pyx. */
 typedef struct {
@@ -219,7 +239,11 @@ typedef struct pf_arena {
     pf_ticket *tickets;
     uint32_t client;       /* number of this client */
     uint32_t epoch;        /* forks that led to this process since it was mapped */
+    /* Of any arena again. */
     pf_lane *(*my_lane)(struct pf_arena *); /* the calling thread's, or NULL: allocator.pyx */
+    uint32_t debug;        /* of its flags: PF_POISON, PF_TRACE */
+    int recorded;          /* what is done is written down, frame by frame: there is a ledger, or rings */
+    pf_event *rings;       /* of this client, PF_RING events a lane; NULL: nothing is traced */
     /* By the bits of watched. */
     void (*untrack)(struct pf_arena *, uint64_t frame);  /* traces.pyx */
     void (*uncharge)(struct pf_arena *, uint64_t frame); /* adaptor.pyx */
@@ -264,6 +288,10 @@ static inline pf_lane *pf_lanes_of(const pf_arena *a, uint32_t client) {
 
 static inline uint32_t *pf_ledger_of(const pf_arena *a, uint32_t client) {
     return (uint32_t *)(a->areas + client * a->area_size + PF_LANES_SIZE);
+}
+
+static inline pf_event *pf_rings_of(const pf_arena *a, uint32_t client) {
+    return a->clients ? (pf_event *)(a->areas + (client + 1) * a->area_size - PF_RINGS_SIZE) : a->rings;
 }
 
 static inline pf_slot *pf_slot_at(const pf_arena *a, uint64_t frame) {

@@ -37,6 +37,10 @@ cdef extern from "arena.h" nogil:
         PF_TYPE_LIMIT
         PF_UNLINK_ON_LAST
         PF_RESERVED_MEMORY
+        PF_POISON
+        PF_TRACE
+        PF_RING
+        PF_RINGS_SIZE
         PF_CLIENT_FREE
         PF_CLIENT_USED
         PF_WATCH_TRACES
@@ -107,6 +111,14 @@ cdef extern from "arena.h" nogil:
         int32_t free
         uint64_t op
         uint64_t ops
+        uint64_t events
+
+    ctypedef struct pf_event:
+        uint64_t serial
+        uint64_t time
+        uint64_t what
+        uint32_t pid
+        uint32_t unused
 
     ctypedef struct pf_type_info:
         uint32_t size
@@ -143,6 +155,9 @@ cdef extern from "arena.h" nogil:
         uint32_t client
         uint32_t epoch
         pf_lane *(*my_lane)(pf_arena *) noexcept nogil
+        uint32_t debug
+        bint recorded
+        pf_event *rings
         uint32_t watched
         void (*untrack)(pf_arena *, uint64_t frame) noexcept nogil
         void (*uncharge)(pf_arena *, uint64_t frame) noexcept nogil
@@ -154,6 +169,7 @@ cdef extern from "arena.h" nogil:
     bint pf_client_used(const pf_arena *, uint32_t)
     pf_lane *pf_lanes_of(const pf_arena *, uint32_t)
     uint32_t *pf_ledger_of(const pf_arena *, uint32_t)
+    pf_event *pf_rings_of(const pf_arena *, uint32_t)
     pf_slot *pf_slot_at(const pf_arena *, uint64_t)
     uint64_t pf_frame_of(const pf_arena *, const pf_slot *)
     unsigned char *pf_bytes_at(const pf_arena *, uint64_t)
@@ -184,6 +200,7 @@ cdef class Arena:
     cdef size_t raw_size
     cdef bint raw_used      # whether a raw reference was ever given out
     cdef void *own_lanes
+    cdef void *own_rings
     cdef str why_closed
     cdef int map_fd         # the file whose pages the frames are, to map them by; -1: none, or not yet
     cdef int child_fd       # while this process forks: the child's file, which holds its lock or the copy
@@ -218,6 +235,9 @@ cdef class Arena:
     cdef int64_t frame_number(self, object paddr) except -1
     cdef int64_t frame_stop(self, object paddr) except -1
 
+
+cdef uint32_t debug_flags() except? 0
+cdef frozenset debug_words(const pf_arena *a)
 
 cdef object plain_int(object value)
 

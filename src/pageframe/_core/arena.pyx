@@ -72,6 +72,27 @@ cdef object plain_int(object value):
     return int.__index__(PyNumber_Index(value))
 
 
+cdef dict DEBUG_WORDS = {"poison": PF_POISON, "trace": PF_TRACE}
+
+
+cdef uint32_t debug_flags() except? 0:
+    """What the environment asks for in an arena that is made now."""
+    cdef uint32_t flags = 0
+    for word in os.environ.get("PAGEFRAME_DEBUG", "").split(","):
+        word = word.strip()
+        if word in DEBUG_WORDS:
+            flags |= <uint32_t>DEBUG_WORDS[word]
+        elif word:
+            raise ValueError(
+                f"PAGEFRAME_DEBUG is a list of {' and '.join(DEBUG_WORDS)} with commas between, "
+                f"it can't have {word!r}")
+    return flags
+
+
+cdef frozenset debug_words(const pf_arena *a):
+    return frozenset([word for word, flag in DEBUG_WORDS.items() if a.debug & <uint32_t>flag])
+
+
 cdef unsigned log2(uint64_t value) noexcept:
     cdef unsigned shift = 0
     while value >> shift > 1:
@@ -101,6 +122,7 @@ cdef class Arena:
         if self.a.tags != NULL:
             munmap(self.a.tags, self.raw_size)
         free(self.own_lanes)
+        free(self.own_rings)
         if self.fd >= 0:
             close(self.fd)
         if self.map_fd >= 0:
@@ -108,7 +130,10 @@ cdef class Arena:
 
     cdef int map_private(
             self, uint64_t size, uint64_t page_size, uint64_t slot_size, bint mappable) except -1:
-        """Map memory of this process alone; paddr 0 is aligned to the page size."""
+        """Map memory of this process alone; paddr 0 is aligned to the page size.
+
+        What the arena is to keep for debugging must be known.
+        """
         if self.mapping != NULL:
             raise TypeError("this arena is initialised already")
         self.mapping_size = size + page_size
@@ -122,6 +147,12 @@ cdef class Arena:
         if self.own_lanes == NULL:
             raise MemoryError("no memory for the lanes")
         self.a.lanes = <pf_lane *>self.own_lanes
+        if self.a.debug & PF_TRACE:
+            self.own_rings = calloc(1, PF_RINGS_SIZE)
+            if self.own_rings == NULL:
+                raise MemoryError("no memory for the rings of events")
+            self.a.rings = <pf_event *>self.own_rings
+            self.a.recorded = True
         self.a.client = 0
         return 0
 
@@ -210,6 +241,7 @@ cdef class Arena:
             memcpy(header.id, <const unsigned char *><bytes>sharing.id, sizeof(header.id))
             offsets[PF_TABLE_AREAS] = a.size
             sizes[PF_TABLE_AREAS] = self.span - a.size
+        header.flags |= a.debug
         header.version = PF_VERSION
         header.byte_order = PF_BYTE_ORDER
         header.size = a.size
@@ -239,6 +271,7 @@ cdef class Arena:
         a.client_capacity = header.client_capacity
         a.ticket_capacity = header.ticket_capacity
         a.area_size = header.area_size
+        a.debug = header.flags & (PF_POISON | PF_TRACE)
         if a.client_capacity:
             a.clients = <pf_client *>(a.base + header.tables[PF_TABLE_CLIENTS].offset)
             a.tickets = <pf_ticket *>(a.base + header.tables[PF_TABLE_TICKETS].offset)

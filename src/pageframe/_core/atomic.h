@@ -84,4 +84,8 @@ static inline void pf_fence_acquire(void) {
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
 }
 
+static inline void pf_fence_release(void) {
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+}
+
 #endif

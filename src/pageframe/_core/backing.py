@@ -57,6 +57,8 @@ HEADER_SIZE = 576
 CHECKED = 224  # bytes that the checksum covers; it follows them
 TABLES = ("header", "types", "clients", "tickets", "bits", "chunks", "slots", "areas")
 UNLINK_ON_LAST = 1
+TRACE = 8
+RINGS_SIZE = 64 * 256 * 32  # at the end of an area, if there is a trace
 GONE = 520  # offset of the word that says so
 MEMBERSHIP = 0  # offset of the byte that is locked while a client comes or goes
 
@@ -166,7 +168,7 @@ def check_geometry(header: Header, where: str) -> None:
         and 0 < header.type_capacity < 128
         and 0 < header.client_capacity <= 4096
         and header.area_size % 4096 == 0
-        and header.area_size >= 4096 + 4 * header.frames
+        and header.area_size >= 4096 + 4 * header.frames + (RINGS_SIZE if header.flags & TRACE else 0)
         and header.tables["areas"] == (header.size, header.client_capacity * header.area_size)
         and header.tables["header"][0] == 0
     )

@@ -9,8 +9,9 @@ which the kernel drops when the process dies.  The table says which places are u
 the locks say whose processes live: a used place that can be locked is that of a dead
 client, and whoever has locked it may reap it (reap.pyx).
 
-The area of a client holds its lanes and its ledger.  It is sparse: pages that were
-never written take no memory, and walking over a ledger skips them.
+The area of a client holds its lanes, its ledger, and of a traced arena its rings of
+events, which stay when it goes.  It is sparse: pages that were never written take no
+memory, and walking over a ledger skips them.
 """
 
 import os
@@ -26,8 +27,8 @@ from libc.string cimport memcpy, memset
 from pageframe._core import backing
 from pageframe._core.allocator cimport my_lane
 from pageframe._core.arena cimport (
-    PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES_SIZE, PF_RESERVED_MEMORY, Arena, pf_client, pf_client_used,
-    pf_lanes_of, pf_ledger_of)
+    PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES_SIZE, PF_RESERVED_MEMORY, PF_RINGS_SIZE, PF_TRACE, Arena,
+    pf_client, pf_client_used, pf_lanes_of, pf_ledger_of, pf_rings_of)
 from pageframe._core.ledger cimport (
     PF_S_join_describe, PF_S_join_state, PF_S_leave_area, PF_S_leave_state, pf_step)
 from pageframe._core.slot cimport pf_load_relaxed_u32, pf_store_release_u32
@@ -150,7 +151,7 @@ cdef int free_place(Arena mem, uint32_t client) except -1:
     cdef void *area = pf_lanes_of(&mem.a, client)
     pf_step(PF_S_leave_area)
     memset(area, 0, PF_LANES_SIZE)
-    madvise(area, mem.a.area_size, MADV_REMOVE)
+    madvise(area, mem.a.area_size - (PF_RINGS_SIZE if mem.a.debug & PF_TRACE else 0), MADV_REMOVE)
     pf_step(PF_S_leave_state)
     pf_store_release_u32(&mem.a.clients[client].state, PF_CLIENT_FREE)
     return 0
@@ -199,6 +200,9 @@ cdef int become(Arena mem, uint32_t client) except -1:
     mem.a.lanes = pf_lanes_of(&mem.a, client)
     mem.a.ledger = pf_ledger_of(&mem.a, client)
     mem.a.my_lane = my_lane
+    mem.a.recorded = True
+    if mem.a.debug & PF_TRACE:
+        mem.a.rings = pf_rings_of(&mem.a, client)
     mem.reaping = Lock()
     shared_arenas[id(mem)] = mem
     return 0

@@ -141,6 +141,10 @@ class TicketsFullError(PageFrameError):
     """As many messages as the arena has room for are in transit."""
 
 
+class WriteAfterReleaseWarning(RuntimeWarning):
+    """A frame of a poisoned arena was written while nobody held it."""
+
+
 class BadArenaError(PageFrameError, ValueError):
     """The file is no arena that can be used."""
 

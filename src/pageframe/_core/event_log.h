@@ -27,7 +27,7 @@
 
 #include "atomic.h"
 
-enum { PF_EVENT_ALLOCATE, PF_EVENT_RELEASE, PF_EVENT_FAILURE };
+enum { PF_LOG_ALLOCATE, PF_LOG_RELEASE, PF_LOG_FAILURE };
 
 #define PF_LOG_HEADER "time,thread,event,paddr,bytes,type\n"
 #define PF_LOG_LINE 512         /* no line is longer: a type's name has 224 bytes at the most */
@@ -83,12 +83,12 @@ static void pf_log_end_line(pf_log *log) {
                  (long long)(log->time / 1000000000), (long long)(log->time / 1000 % 1000000),
                  log->thread);
     log->used += (size_t)n;
-    if (log->event == PF_EVENT_FAILURE)
+    if (log->event == PF_LOG_FAILURE)
         n = snprintf(log->buffer + log->used, PF_LOG_LINE, "failure,,%llu,\n",
                      (unsigned long long)log->bytes);
     else
         n = snprintf(log->buffer + log->used, PF_LOG_LINE, "%s,%llu,%llu,%s\n",
-                     log->event == PF_EVENT_ALLOCATE ? "allocate" : "release",
+                     log->event == PF_LOG_ALLOCATE ? "allocate" : "release",
                      (unsigned long long)log->paddr, (unsigned long long)log->bytes, log->type);
     log->used += (size_t)n;
     log->bytes = 0;
@@ -117,7 +117,7 @@ static void pf_log_event(pf_log *log, int event, uint64_t paddr, uint64_t bytes,
     clock_gettime(CLOCK_REALTIME, &now);
     time = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
     size = strnlen(type, size < sizeof(log->type) ? size : sizeof(log->type) - 1);
-    if (log->bytes && log->event == event && event != PF_EVENT_FAILURE && log->thread == thread &&
+    if (log->bytes && log->event == event && event != PF_LOG_FAILURE && log->thread == thread &&
         log->paddr + log->bytes == paddr && strncmp(log->type, type, size) == 0 &&
         log->type[size] == 0 && time - log->time < PF_LOG_TOGETHER && time >= log->time) {
         log->bytes += bytes;

@@ -26,7 +26,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pageframe._core import backing
 from pageframe._core.allocator cimport my_lane, next_bit
 from pageframe._core.arena cimport (
-    PF_CLIENT_FREE, Arena, pf_ledger_of, pf_let_go, pf_slot_at)
+    PF_CLIENT_FREE, PF_POISON, Arena, pf_ledger_of, pf_let_go, pf_slot_at)
 from pageframe._core.client cimport (
     become, describe, ledger_walk, lock_place, next_held, use_place, walk_ledger)
 from pageframe._core.client import shared_arenas
@@ -154,14 +154,22 @@ cdef int be_child(Arena mem) except -1:
 # -- private arenas ----------------------------------------------------------------------------
 
 cdef bint copy_for_child(Arena mem) noexcept nogil:
-    """Copy the frames that are used to the file for the child; free ones it has zeroed."""
+    """Copy the frames that are used to the file for the child; free ones it has zeroed.
+
+    Of a poisoned arena all: a fill that is gone would be taken for a write.
+    """
     cdef int64_t data = lseek(mem.map_fd, 0, SEEK_DATA)
     cdef int64_t hole
     cdef uint64_t frame, stop, end
     while data >= 0:        # ENXIO: nothing but a hole from here on
         hole = lseek(mem.map_fd, data, SEEK_HOLE)
         end = (<uint64_t>hole + (1ull << mem.a.page_shift) - 1) >> mem.a.page_shift
-        frame = next_bit(&mem.a, <uint64_t>data >> mem.a.page_shift, end, True)
+        if mem.a.debug & PF_POISON:
+            if not copy_range(mem, data, hole):
+                return False
+            frame = end
+        else:
+            frame = next_bit(&mem.a, <uint64_t>data >> mem.a.page_shift, end, True)
         while frame < end:
             stop = next_bit(&mem.a, frame, end, False)
             if not copy_range(

@@ -19,6 +19,7 @@ from pageframe._core.errors import FrameGoneError, FrameTypeError
 from pageframe._core.handle cimport (
     Handle, Holder, MetaSource, Owner, begin_life, claim_exactly, export_bytes, get, held,
     hold_again, meta_source, movable, put, raise_get, raise_moved, raw_add, raw_take, unexport_bytes)
+from pageframe._core.ledger cimport PF_EVENT_UNIQUE, pf_note
 from pageframe._core.meta cimport class_of
 from pageframe._core.slot cimport (
     PF_E_IN_USE, PF_E_UNIQUE, pf_slot_count, pf_slot_in_use, pf_slot_try_unique)
@@ -204,6 +205,7 @@ cdef class Frame(Owner):
         cdef UniqueFrame unique = empty_unique(self.mem)
         if not pf_slot_try_unique(slot):
             raise_get(self.mem, pf_frame_of(&self.mem.a, slot), PF_E_IN_USE)
+        pf_note(&self.mem.a, PF_EVENT_UNIQUE, pf_frame_of(&self.mem.a, slot))
         self.slot = NULL
         unique.slot = slot
         return unique

@@ -30,8 +30,8 @@ from pageframe._core.allocator cimport (
     claim_one, claim_range, claim_run, free_frames, give_back,
     give_back_range, longest_free_run, my_lane, next_bit)
 from pageframe._core.arena cimport (
-    PF_ARENA, PF_ON_DROP, PF_OPAQUE, PF_UNTYPED, fill_buffer, pf_bytes_at, pf_frame_of, pf_let_go,
-    pf_slot_at, pf_type_flags)
+    PF_ARENA, PF_ON_DROP, PF_OPAQUE, PF_POISON, PF_UNTYPED, fill_buffer, pf_bytes_at, pf_frame_of,
+    pf_let_go, pf_slot_at, pf_type_flags)
 from pageframe._core.errors import (
     ArenaClosedError, FrameBusyError, FrameGoneError, FrameInUseError, FrameReservedError, FrameTypeError,
     FrameUniqueError, FrameUnusedError, GetFrameError, MovedError, NotRawError, OutOfFramesError,
@@ -42,6 +42,7 @@ from pageframe._core.ledger cimport (
     pf_ref_get, pf_ref_inc, pf_ref_put, pf_step)
 from pageframe._core.meta cimport (
     TYPE_UNTYPED, MetaView, class_of, is_meta_type, know_types, meta_value, own_copy, run_on_drop, view_slot)
+from pageframe._core.poison cimport check_poison
 from pageframe._core.slot cimport (
     PF_E_BUSY, PF_E_IN_USE, PF_E_OVERFLOW, PF_E_UNIQUE, PF_E_UNUSED, PF_OK, PF_ORPHAN,
     pf_add_relaxed_u32, pf_store_release_u32, pf_store_release_u64,
@@ -151,6 +152,8 @@ cdef int64_t obtain_one(Arena mem) except -1:
         frame = claim_one(&mem.a)
     if frame < 0:
         raise_out_of_frames(mem, 1, 0)
+    if mem.a.debug & PF_POISON:
+        check_poison(mem, NULL, frame, 1)
     return frame
 
 
@@ -161,6 +164,10 @@ cdef int64_t obtain_run(Arena mem, uint64_t count, uint64_t align) except -1:
         first = claim_run(&mem.a, count, align)
         if first < 0 and mem.make_room():
             first = claim_run(&mem.a, count, align)
+        if first < 0:
+            raise_out_of_frames(mem, count, align)
+        if mem.a.debug & PF_POISON:
+            check_poison(mem, NULL, first, count)
     else:
         first = user_alloc(mem, count, align)
         try:
@@ -168,9 +175,11 @@ cdef int64_t obtain_run(Arena mem, uint64_t count, uint64_t align) except -1:
         except GetFrameError as error:
             name = type(mem.user_allocator).__name__
             raise type(error)(f"{name}.alloc() gave what is not free: {error}") from None
+        except BaseException:       # a warning of a write after release
+            user_given(mem, first, count)
+            user_dealloc(mem, first, count, True)
+            raise
         user_given(mem, first, count)
-    if first < 0:
-        raise_out_of_frames(mem, count, align)
     return first
 
 
@@ -180,6 +189,8 @@ cdef int claim_exactly(Arena mem, uint64_t first, uint64_t count) except -1:
     if done < count:
         done = min(next_bit(&mem.a, first + done, first + count, True), first + count - 1)
         raise_get(mem, done, pf_slot_taken(pf_slot_at(&mem.a, done)))
+    if mem.a.debug & PF_POISON:
+        check_poison(mem, NULL, first, count)
     return 0
 
 

@@ -33,13 +33,16 @@
  * stores, which release keeps; the next process sees them all, since it learns of
  * the death from the kernel.
  *
- * In a private arena there is no ledger, and all this is a test of one pointer.
+ * In a private arena there is no ledger, and all this is a test of one word, unless
+ * the arena is traced (trace.h): an event is what the lane writes down here.
  */
 #ifndef PAGEFRAME_LEDGER_H
 #define PAGEFRAME_LEDGER_H
 
 #include "arena.h"
+#include "poison.h"
 #include "step.h"
+#include "trace.h"
 
 /* Operations of a lane: frame << 8 | one of these. */
 enum {
@@ -55,7 +58,12 @@ enum {
 #define PF_LEDGER_MAX (UINT32_MAX - 2 * PF_LANES)
 
 static inline void pf_op_begin(const pf_arena *a, pf_lane *lane, unsigned op, uint64_t frame) {
-    if (a->ledger && lane) {
+    if (a->recorded && lane) {
+        if (a->rings) {
+            pf_trace(a, lane, op, frame);
+            if (!a->ledger)
+                return;
+        }
         pf_store_relaxed_u64(&lane->ops, lane->ops + 1);
         pf_step(PF_S_op_begin);
         pf_store_release_u64(&lane->op, frame << 8 | op);
@@ -80,22 +88,24 @@ static inline void pf_ledger_claim(pf_arena *a, pf_lane *lane, uint64_t frame) {
 
 /* A frame that is UNUSED is about to become free; the ledger is its owner's. */
 static inline void pf_ledger_free(pf_arena *a, uint32_t *ledger, pf_lane *lane, uint64_t frame) {
+    pf_op_begin(a, lane, PF_OP_FREE, frame);
     if (ledger) {
-        pf_op_begin(a, lane, PF_OP_FREE, frame);
         pf_step(PF_S_free_ledger);
         pf_store_release_u32(&ledger[frame], 0);
     }
 }
 
 /* One more reference to a frame that is held already (or known by its paddr). */
-static inline int pf_shared_more(pf_arena *a, pf_slot *s, int known_by_paddr) {
+static inline int pf_recorded_more(pf_arena *a, pf_slot *s, int known_by_paddr) {
     uint64_t frame = pf_frame_of(a, s);
     pf_lane *lane;
     int error;
-    if (pf_load_relaxed_u32(&a->ledger[frame]) >= PF_LEDGER_MAX)
+    if (a->ledger && pf_load_relaxed_u32(&a->ledger[frame]) >= PF_LEDGER_MAX)
         return PF_E_OVERFLOW;
     lane = a->my_lane(a);
     pf_op_begin(a, lane, PF_OP_MORE, frame);
+    if (!a->ledger)
+        return known_by_paddr ? pf_slot_get(s) : pf_slot_inc(s);
     pf_step(known_by_paddr ? PF_S_get_count : PF_S_inc_count);
     error = known_by_paddr ? pf_slot_get(s) : pf_slot_inc(s);
     if (error == PF_OK) {
@@ -108,17 +118,19 @@ static inline int pf_shared_more(pf_arena *a, pf_slot *s, int known_by_paddr) {
 }
 
 static inline int pf_ref_inc(pf_arena *a, pf_slot *s) {
-    return a->ledger ? pf_shared_more(a, s, 0) : pf_slot_inc(s);
+    return a->recorded ? pf_recorded_more(a, s, 0) : pf_slot_inc(s);
 }
 
 static inline int pf_ref_get(pf_arena *a, pf_slot *s) {
-    return a->ledger ? pf_shared_more(a, s, 1) : pf_slot_get(s);
+    return a->recorded ? pf_recorded_more(a, s, 1) : pf_slot_get(s);
 }
 
-static inline int pf_shared_less(pf_arena *a, pf_slot *s) {
+static inline int pf_recorded_less(pf_arena *a, pf_slot *s) {
     uint64_t frame = pf_frame_of(a, s);
     pf_lane *lane = a->my_lane(a);
     pf_op_begin(a, lane, PF_OP_LESS, frame);
+    if (!a->ledger)
+        return pf_slot_put(s);
     pf_step(PF_S_put_ledger);
     if (pf_sub_relaxed_u32(&a->ledger[frame], 1) == 1)
         pf_let_go(a, frame);
@@ -135,18 +147,25 @@ static inline int pf_shared_less(pf_arena *a, pf_slot *s) {
 
 /* One reference less.  True if it was the last: the slot is busy and ours. */
 static inline int pf_ref_put(pf_arena *a, pf_slot *s) {
-    if (!a->ledger)
+    if (!a->recorded)
         return pf_slot_put(s);
     pf_step(PF_S_put_last);
     /* A count of 1 that we hold is our handle's alone; the entry in our ledger is
      * 1, too, and stays until the frame goes. */
-    return pf_slot_end(s, 1) || pf_shared_less(a, s);
+    return pf_slot_end(s, 1) || pf_recorded_less(a, s);
 }
 
-/* End a life: the slot must be busy, and ours.  Every life ends here. */
-static inline void pf_end_life(pf_arena *a, pf_slot *s) {
+/* End a life: the slot must be busy, and ours.  Every life ends here.  The client is
+ * the last holder: this one, or the one that is reaped. */
+static inline void pf_end_life_of(pf_arena *a, pf_slot *s, uint32_t client) {
     pf_let_go(a, pf_frame_of(a, s));
+    if (a->debug & PF_POISON)
+        pf_poison(a, s, client);
     pf_slot_retire(s);
+}
+
+static inline void pf_end_life(pf_arena *a, pf_slot *s) {
+    pf_end_life_of(a, s, a->client);
 }
 
 #endif

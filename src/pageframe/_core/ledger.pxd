@@ -4,8 +4,39 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from pageframe._core.arena cimport pf_arena, pf_lane
+from pageframe._core.arena cimport pf_arena, pf_event, pf_lane
 from pageframe._core.slot cimport pf_slot
+
+
+cdef extern from "origin.h" nogil:
+    uint64_t pf_now()
+
+
+cdef extern from "poison.h" nogil:
+    enum:
+        PF_POISON_BYTE
+
+    ctypedef struct pf_release:
+        uint64_t time
+        uint32_t client
+        uint32_t pid
+
+    void pf_poison_again(const pf_arena *, pf_slot *, uint32_t client)
+    bint pf_poison_sound(const pf_arena *, uint64_t frame)
+
+
+cdef extern from "trace.h" nogil:
+    enum:
+        PF_EVENT_UNIQUE
+        PF_EVENT_SHARE
+        PF_EVENT_REPURPOSE
+        PF_EVENT_MAP
+        PF_EVENT_UNMAP
+        PF_EVENT_SEND
+        PF_EVENT_LOAD
+
+    void pf_note(pf_arena *, unsigned kind, uint64_t frame)
+    bint pf_event_read(const pf_event *, uint64_t place, pf_event *event)
 
 
 cdef extern from "ledger.h" nogil:
@@ -25,6 +56,7 @@ cdef extern from "ledger.h" nogil:
     int pf_ref_get(pf_arena *, pf_slot *)
     bint pf_ref_put(pf_arena *, pf_slot *)
     void pf_end_life(pf_arena *, pf_slot *)
+    void pf_end_life_of(pf_arena *, pf_slot *, uint32_t client)
     # One name for each store that a kill may come before: step.h.
     void pf_step(int)
     enum:

@@ -23,10 +23,11 @@ from libc.string cimport memset
 
 from pageframe._core import backing
 from pageframe._core.allocator cimport (
-    claim_one, free_frames, next_bit, reserve_frames, setup_bits, trim)
+    claim_one, free_frames, my_lane, next_bit, reserve_frames, setup_bits, trim)
 from pageframe._core.arena cimport (
-    PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES_SIZE, PF_RESERVED_MEMORY, PF_UNLINK_ON_LAST, Arena, as_int,
-    pf_arena, pf_client, pf_client_used, pf_slot_at)
+    PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES_SIZE, PF_POISON, PF_RESERVED_MEMORY, PF_RINGS_SIZE, PF_TRACE,
+    PF_UNLINK_ON_LAST, Arena, as_int, debug_flags, debug_words, pf_arena, pf_client, pf_client_used,
+    pf_slot_at)
 from pageframe._core.arena_view cimport ArenaView
 from pageframe._core.array cimport array_like, new_array
 from pageframe._core.audit cimport audit
@@ -39,6 +40,7 @@ from pageframe._core.early import EarlyAllocator, cover, parse_size
 from pageframe._core.errors import (
     ArenaExistsError, ArenaInUseError, ArenaNotFoundError, BadArenaError, ClientsFullError,
     NotAlignedError, OutOfFramesError)
+from pageframe._core.event_trace cimport events
 from pageframe._core.fork cimport alive
 from pageframe._core.fork import private_arenas
 from pageframe._core.frame cimport UFrame, make_frame
@@ -47,6 +49,7 @@ from pageframe._core.handle cimport (
 from pageframe._core.mapping cimport make_ring, map_frames
 from pageframe._core.meta cimport (
     TYPE_META_PAGE, TYPE_RESERVED, TYPE_UNTYPED, TYPE_UNUSABLE, register_builtin)
+from pageframe._core.poison cimport check_poison
 from pageframe._core.reap cimport give_back_all, reap, reaped
 from pageframe._core.segment cimport alloc_segment
 from pageframe._core.slot cimport (
@@ -196,6 +199,8 @@ cdef class PhysicalMemory(ArenaView):
                 "add_free_memory")
         size = arena_size(size, page)
         covered = cover(regions, size, page)
+        self.a.debug = debug_flags()
+        self.a.my_lane = my_lane
         self.map_private(size, page, slot, mappable)
         if populate:
             self.populate(size)
@@ -294,9 +299,11 @@ cdef class PhysicalMemory(ArenaView):
         if not 0 <= ticket_ttl < 2.0 ** 32:
             raise ValueError(f"ticket_ttl must be in 0 .. 2**32 seconds, not {ticket_ttl}")
         covered = cover(regions, size, page)
+        debug = debug_flags()
         sharing = Sharing(
             id=os.urandom(16), clients=clients, tickets=tickets,
-            area_size=PF_LANES_SIZE + -(-frames * 4 // 4096) * 4096,
+            area_size=(PF_LANES_SIZE + -(-frames * 4 // 4096) * 4096
+                       + (PF_RINGS_SIZE if debug & PF_TRACE else 0)),
             flags=(PF_UNLINK_ON_LAST if unlink_on_last else 0) | (PF_RESERVED_MEMORY if where else 0),
             ticket_ttl=int(ticket_ttl * 1e9))
         areas = clients * sharing.area_size
@@ -315,6 +322,7 @@ cdef class PhysicalMemory(ArenaView):
             self = cls.__new__(cls)
             self.fd = backing.create_file(where, sharing.id.hex(), size + areas, size)
             self.path = where
+            self.a.debug = debug
             self.map_shared(self.fd, size, areas, page, slot, True)
             if populate:
                 self.populate(size)
@@ -604,6 +612,8 @@ cdef class PhysicalMemory(ArenaView):
         frame = claim_one(&self.a) if self.user_allocator is None else -1
         if frame < 0:
             frame = obtain_one(self)
+        elif self.a.debug & PF_POISON:
+            check_poison(self, NULL, frame, 1)
         slot = pf_slot_at(&self.a, frame)
         if zeroed:
             zero_used(&self.a, frame, slot)
@@ -847,6 +857,46 @@ cdef class PhysicalMemory(ArenaView):
             If there are not enough frames, kernel mappings or addresses.
         """
         return make_ring(self, size, meta, zeroed)
+
+    # -- debugging -----------------------------------------------------------------------------
+
+    @property
+    def debug(self):
+        """What the arena keeps for debugging, of "poison" and "trace".
+
+        ``PAGEFRAME_DEBUG`` says so in the environment of the process that makes the arena,
+        for all that attach.
+        """
+        return debug_words(&self.a)
+
+    def events(self, pid=None):
+        """What was done last to frames, in an arena made with ``PAGEFRAME_DEBUG=trace``.
+
+        Of each thread of each process the last 256 events, those of processes that are gone
+        included until others take their places. Threads beyond the 64th of a process
+        are not traced.
+
+        Parameters
+        ----------
+        pid : int, optional
+            A process, if only its events are wanted.
+
+        Returns
+        -------
+        numpy.ndarray
+            A structured array in the order of ``time`` (since the machine was started, in
+            nanoseconds), with the fields ``pid``, ``lane`` (a number for the thread),
+            ``paddr`` and ``event``: ``"claim"`` of a free frame and ``"free"`` at its end,
+            ``"more"`` and ``"less"`` references, ``"unique"``, ``"share"``, ``"repurpose"``;
+            of the first frame of a run ``"map"`` and ``"unmap"``, of the first of a
+            message ``"send"`` and ``"load"``. Each is noted as it begins.
+
+        Raises
+        ------
+        TypeError
+            If the arena keeps no events.
+        """
+        return events(self, None if pid is None else as_int(pid))
 
     # -- closing -------------------------------------------------------------------------------
 

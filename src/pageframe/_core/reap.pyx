@@ -30,7 +30,7 @@ from pageframe._core import backing
 from pageframe._core.allocator cimport give_back_owned, my_lane, next_bit, release_lane, take_kept_of
 from pageframe._core.arena cimport (
     PF_CLIENT_USED, PF_LANES, PF_ON_DROP, PF_TYPE_LIMIT, Arena, pf_arena, pf_lane, pf_lanes_of,
-    pf_let_go, pf_slot_at, pf_type_flags)
+    pf_ledger_of, pf_let_go, pf_slot_at, pf_type_flags)
 from pageframe._core.client cimport (
     client_info, client_offset, free_place, ledger_walk, lock_place, next_held, walk_ledger)
 from pageframe._core.errors import PageFrameError
@@ -38,7 +38,7 @@ from pageframe._core.handle cimport end_life, knows_on_drop, orphan
 from pageframe._core.ledger cimport (
     PF_OP_CLAIM, PF_OP_FREE, PF_OP_LESS, PF_OP_MORE, PF_OP_NONE, PF_S_adopt_count,
     PF_S_adopt_ledger, PF_S_adopt_total, PF_S_reap_busy, PF_S_reap_count, PF_S_reap_ledger, PF_S_reap_lanes,
-    PF_S_reap_mark, PF_S_reap_sub, pf_end_life, pf_op_begin, pf_op_end, pf_step)
+    PF_S_reap_mark, PF_S_reap_sub, pf_end_life_of, pf_op_begin, pf_op_end, pf_poison_again, pf_step)
 from pageframe._core.meta cimport know_types, run_on_drop
 from pageframe._core.slot cimport (
     PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_load_relaxed_u32,
@@ -138,15 +138,15 @@ cdef int give_back_all(Arena mem, uint32_t client, reaped *found) except -1:
     settle_tickets(mem, client)
     walk = walk_ledger(mem, client)
     with nogil:
-        give_back_plain(&mem.a, &walk, found)
+        give_back_plain(&mem.a, client, &walk, found)
     # What is left has an on_drop to run.
     walk = walk_ledger(mem, client)
     while next_held(&walk, &frame):
-        result = give_back_frame(&mem.a, walk.ledger, frame, found, True)
+        result = give_back_frame(&mem.a, client, frame, found, True)
         if result == ENDED:
             give_back_owned(&mem.a, walk.ledger, frame >> 6, 1ull << (frame & 63))
         elif result == BUSY:
-            drop_frame(mem, walk.ledger, frame, found)
+            drop_frame(mem, client, frame, found)
     take_kept_of(&mem.a, client)
     for i in range(PF_LANES):
         release_lane(&mem.a, client, &lanes[i])
@@ -164,7 +164,7 @@ cdef enum outcome:
     BUSY        # its on_drop is to run
 
 
-cdef void give_back_plain(pf_arena *a, ledger_walk *walk, reaped *found) noexcept nogil:
+cdef void give_back_plain(pf_arena *a, uint32_t client, ledger_walk *walk, reaped *found) noexcept nogil:
     """Give back all frames of a ledger but those that have an on_drop; bits word by word."""
     cdef uint64_t frame
     cdef uint64_t word = 0
@@ -173,7 +173,7 @@ cdef void give_back_plain(pf_arena *a, ledger_walk *walk, reaped *found) noexcep
         if ended and frame >> 6 != word:
             give_back_owned(a, walk.ledger, word, ended)
             ended = 0
-        if give_back_frame(a, walk.ledger, frame, found, False) == ENDED:
+        if give_back_frame(a, client, frame, found, False) == ENDED:
             word = frame >> 6
             ended |= 1ull << (frame & 63)
     if ended:
@@ -181,20 +181,21 @@ cdef void give_back_plain(pf_arena *a, ledger_walk *walk, reaped *found) noexcep
 
 
 cdef outcome give_back_frame(
-        pf_arena *a, uint32_t *ledger, uint64_t frame, reaped *found, bint drops) noexcept nogil:
+        pf_arena *a, uint32_t client, uint64_t frame, reaped *found, bint drops) noexcept nogil:
     """Give back what a client holds of a frame.
 
     A frame that has an on_drop is passed over unless drops is set.
     """
     cdef pf_slot *slot = pf_slot_at(a, frame)
-    cdef uint32_t *entry = &ledger[frame]
+    cdef uint32_t *entry = &pf_ledger_of(a, client)[frame]
     cdef uint32_t references = pf_load_relaxed_u32(entry)
     cdef uint64_t count = pf_slot_count(slot)
     cdef bint on_drop = pf_type_flags(a, slot) & PF_ON_DROP != 0
     if count == PF_UNUSED:
+        pf_poison_again(a, slot, client)
         return ENDED        # claimed and not yet built, or torn down and not yet free
     if count == PF_BUSY:
-        return end_frame(a, slot, found)        # its on_drop may have run
+        return end_frame(a, client, slot, found)        # its on_drop may have run
     if on_drop and not drops:
         return KEPT
     if count == PF_UNIQUE:
@@ -208,7 +209,7 @@ cdef outcome give_back_frame(
         found.references += references
         pf_step(PF_S_reap_count)
         if not pf_slot_end(slot, references):
-            # Others hold it, too.  As in pf_shared_less(): the ledger first.
+            # Others hold it, too.  As in pf_recorded_less(): the ledger first.
             pf_op_begin(a, my_lane(a), PF_OP_LESS, frame)
             pf_step(PF_S_reap_ledger)
             pf_store_release_u32(entry, 0)
@@ -221,7 +222,7 @@ cdef outcome give_back_frame(
             pf_step(PF_S_reap_mark)
             pf_store_release_u32(entry, 1)
             pf_op_end(a, my_lane(a))
-    return BUSY if on_drop else end_frame(a, slot, found)
+    return BUSY if on_drop else end_frame(a, client, slot, found)
 
 
 cdef bint drop_references(pf_slot *slot, uint64_t references) noexcept nogil:
@@ -235,25 +236,26 @@ cdef bint drop_references(pf_slot *slot, uint64_t references) noexcept nogil:
     return False
 
 
-cdef outcome end_frame(pf_arena *a, pf_slot *slot, reaped *found) noexcept nogil:
+cdef outcome end_frame(pf_arena *a, uint32_t client, pf_slot *slot, reaped *found) noexcept nogil:
     """End a frame that is busy."""
     found.frames += 1
     found.by_type[slot.type_id & (PF_TYPE_LIMIT - 1)] += 1
     slot.list_id = 0
-    pf_end_life(a, slot)
+    pf_end_life_of(a, slot, client)
     return ENDED
 
 
-cdef int drop_frame(Arena mem, uint32_t *ledger, uint64_t frame, reaped *found) except -1:
+cdef int drop_frame(Arena mem, uint32_t client, uint64_t frame, reaped *found) except -1:
     """Run the on_drop of a busy frame and end it; or leave it to a process that can."""
     cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
+    cdef uint32_t *ledger = pf_ledger_of(&mem.a, client)
     cdef uint32_t epoch = mem.a.epoch
     slot.list_id = 0
     if knows_on_drop(mem, slot):
         run_on_drop(mem, slot)
         if mem.a.epoch != epoch:
             raise PageFrameError("this process was forked by an on_drop: its parent goes on reaping")
-        end_frame(&mem.a, slot, found)
+        end_frame(&mem.a, client, slot, found)
         give_back_owned(&mem.a, ledger, frame >> 6, 1ull << (frame & 63))
     else:
         orphan(&mem.a, &ledger[frame], slot)

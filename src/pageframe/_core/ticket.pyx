@@ -30,31 +30,15 @@ from pageframe._core.errors import ArenaDamagedError, RefCountOverflowError, Tic
 from pageframe._core.allocator cimport my_lane
 from pageframe._core.handle cimport end_life
 from pageframe._core.ledger cimport (
-    PF_LEDGER_MAX, PF_OP_LESS, PF_OP_MORE, PF_S_put_mark, PF_S_redeem_done, PF_S_redeem_ledger,
-    PF_S_redeem_take, PF_S_release_count, PF_S_release_done, PF_S_release_take,
+    PF_EVENT_LOAD, PF_EVENT_SEND, PF_LEDGER_MAX, PF_OP_LESS, PF_OP_MORE, PF_S_put_mark,
+    PF_S_redeem_done, PF_S_redeem_ledger, PF_S_redeem_take, PF_S_release_count, PF_S_release_done, PF_S_release_take,
     PF_S_ticket_count, PF_S_ticket_done, PF_S_ticket_fill, PF_S_ticket_free, PF_S_ticket_live,
-    PF_S_ticket_take, pf_op_begin, pf_op_end, pf_step)
+    PF_S_ticket_take, pf_note, pf_now, pf_op_begin, pf_op_end, pf_step)
 from pageframe._core.slot cimport (
     PF_OK, pf_add_relaxed_u64, pf_add_release_u32, pf_cas_acq_rel_u64, pf_load_acquire_u64,
     pf_load_relaxed_u32, pf_slot, pf_slot_end, pf_slot_in_use, pf_slot_inc, pf_slot_put,
     pf_store_release_u32, pf_store_release_u64)
 from pageframe._core.traces cimport track
-
-cdef extern from "<time.h>" nogil:
-    ctypedef int clockid_t
-    struct timespec:
-        int64_t tv_sec
-        int64_t tv_nsec
-    int clock_gettime(clockid_t, timespec *)
-    clockid_t CLOCK_BOOTTIME
-
-
-cdef uint64_t now() noexcept nogil:
-    """The time since the machine was started, in nanoseconds: the same in all processes."""
-    cdef timespec t
-    clock_gettime(CLOCK_BOOTTIME, &t)
-    return <uint64_t>t.tv_sec * 1000000000 + t.tv_nsec
-
 
 cdef inline uint64_t word_of(uint64_t serial, uint32_t owner, ticket_state state) noexcept nogil:
     return serial << 24 | owner << 8 | state
@@ -126,7 +110,7 @@ cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) e
     ticket.listed = listed
     ticket.pid = mem.a.clients[mem.a.client].pid
     ticket.started = mem.a.clients[mem.a.client].started
-    ticket.issued = now()
+    ticket.issued = pf_now()
     ticket.expires = ticket.issued + mem.a.header.ticket_ttl
     for i in range(listed + count):
         frame = ticket_frame(&mem.a, ticket, i)
@@ -139,6 +123,7 @@ cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) e
         pf_step(PF_S_ticket_done)
         pf_store_release_u64(&ticket.done, i + 1)
     pf_op_end(&mem.a, my_lane(&mem.a))
+    pf_note(&mem.a, PF_EVENT_SEND, ticket_frame(&mem.a, ticket, listed))
     pf_step(PF_S_ticket_live)
     # Release pairs with the acquire of the loader's compare-and-swap.
     pf_store_release_u64(&ticket.word, word_of(serial, 0, TICKET_LIVE))
@@ -169,6 +154,7 @@ cdef bint redeem(
             &ticket.word, word_of(serial, 0, TICKET_LIVE),
             word_of(serial, mem.a.client + 1, TICKET_REDEEMING)):
         return False
+    pf_note(&mem.a, PF_EVENT_LOAD, ticket_frame(&mem.a, ticket, listed))
     for i in range(listed + count, listed, -1):
         frame = ticket_frame(&mem.a, ticket, i - 1)
         if frame < 0 or pf_load_relaxed_u32(&mem.a.ledger[frame]) >= PF_LEDGER_MAX:
@@ -237,7 +223,7 @@ cdef uint64_t expire_tickets(Arena mem) except? 0:
     cdef uint32_t i
     cdef uint64_t word
     cdef uint64_t expired = 0
-    cdef uint64_t time = now()
+    cdef uint64_t time = pf_now()
     for i in range(mem.a.ticket_capacity):
         word = pf_load_acquire_u64(&mem.a.tickets[i].word)
         if state_of(word) == TICKET_LIVE and mem.a.tickets[i].expires <= time:

@@ -14,12 +14,13 @@ the parent, and the child's copy of the handle is as good as moved.
 cimport cython
 from libc.stdint cimport uint64_t
 
-from pageframe._core.arena cimport PF_ON_DROP, pf_slot_at, pf_type_flags
+from pageframe._core.arena cimport PF_ON_DROP, pf_frame_of, pf_slot_at, pf_type_flags
 from pageframe._core.frame cimport Frame, empty_frame
 from pageframe._core.handle cimport (
     MetaSource, Owner, begin_life, claim_exactly, end_life, export_bytes, meta_source, movable,
     put_unique, raise_get, raise_stayed, raw_add, raw_take, unexport_bytes)
-from pageframe._core.ledger cimport PF_S_repurpose_generation, pf_step
+from pageframe._core.ledger cimport (
+    PF_EVENT_REPURPOSE, PF_EVENT_SHARE, PF_S_repurpose_generation, pf_note, pf_step)
 from pageframe._core.meta cimport run_on_drop
 from pageframe._core.slot cimport (
     PF_UNIQUE, pf_slot_count, pf_slot_make_busy, pf_slot_publish, pf_slot_taken)
@@ -100,6 +101,7 @@ cdef class UniqueFrame(Owner):
         cdef Frame frame = empty_frame(self.mem, slot)
         self.slot = NULL
         frame.slot = slot
+        pf_note(&self.mem.a, PF_EVENT_SHARE, pf_frame_of(&self.mem.a, slot))
         pf_slot_publish(slot, 1)
         return frame
 
@@ -130,6 +132,7 @@ cdef class UniqueFrame(Owner):
             run_on_drop(self.mem, slot)
             if self.epoch != self.mem.a.epoch:
                 raise_stayed(self)      # it has forked, and this is the child
+        pf_note(&self.mem.a, PF_EVENT_REPURPOSE, pf_frame_of(&self.mem.a, slot))
         pf_step(PF_S_repurpose_generation)
         slot.generation += 1
         begin_life(slot, source.type_id, source.storage, source.size, PF_UNIQUE)

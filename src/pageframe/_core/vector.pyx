@@ -18,7 +18,7 @@ from libc.stdlib cimport calloc, free
 
 from pageframe._core.allocator cimport claim_many, give_back_mask, give_back_range
 from pageframe._core.arena cimport (
-    PF_ON_DROP, Arena, as_int, pf_arena, pf_frame_of, pf_slot_at, pf_type_flags, table_array)
+    PF_ON_DROP, PF_POISON, Arena, as_int, pf_arena, pf_frame_of, pf_slot_at, pf_type_flags, table_array)
 from pageframe._core.errors import FrameTypeError
 from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport (
@@ -26,6 +26,7 @@ from pageframe._core.handle cimport (
     obtain_one, put, raise_get, raise_moved, raise_out_of_frames, zero_used)
 from pageframe._core.ledger cimport pf_end_life, pf_ref_inc, pf_ref_put
 from pageframe._core.meta cimport class_of, slot_dtype
+from pageframe._core.poison cimport check_poison
 from pageframe._core.slot cimport (
     PF_E_OVERFLOW, PF_OK, pf_slot, pf_slot_count)
 from pageframe._core.traces cimport track_many
@@ -132,6 +133,8 @@ cdef int claim_for(FrameVec vec, Py_ssize_t wanted) except -1:
         if got < wanted:
             give_all_back(vec, got)
             raise_out_of_frames(mem, wanted, 0)
+        if mem.a.debug & PF_POISON:
+            check_poison(mem, vec.frames, 0, wanted)
         return 0
     try:
         while got < wanted:

@@ -51,6 +51,7 @@ from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport Holder, movable
 from pageframe._core.kernel_map cimport (
     blank, charge, give_up_range, hide, mappings_of, protect, reserve, show)
+from pageframe._core.ledger cimport PF_EVENT_MAP, PF_EVENT_UNMAP, pf_note
 from pageframe._core.page_property import PageProperty
 from pageframe._core.page_table cimport (
     ENTRY_ACCESS, ENTRY_COPY, ENTRY_EXECUTE, ENTRY_READ, ENTRY_WANTED, ENTRY_WRITE, LEVELS, add_run, collect,
@@ -154,6 +155,9 @@ cdef class Change:
             mappings_of(before, &self.new, behind) - mappings_of(before, &self.old, behind))
         cdef int error
         fd = space.mem.file()
+        if not same_frames:
+            note_runs(space.mem, PF_EVENT_UNMAP, &self.old)
+            note_runs(space.mem, PF_EVENT_MAP, &self.new)
         if mappings > 0:
             charge(mappings)
         error = change_kernel(space, fd, &self.old, &self.new, same_frames)
@@ -183,6 +187,13 @@ cdef class Change:
             self.space.why_over = "its page table is damaged"
             self.space.check()
         return 0
+
+
+cdef void note_runs(Arena mem, unsigned kind, const run_list *runs) noexcept:
+    """Note an event of each run."""
+    cdef size_t i
+    for i in range(runs.count):
+        pf_note(&mem.a, kind, runs.runs[i].frame)
 
 
 cdef Change new_change(VmSpace space):

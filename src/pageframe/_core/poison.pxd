@@ -1,0 +1,9 @@
+# This Source Code Form is subject to the terms of the Mozilla Public
+# License, v. 2.0. If a copy of the MPL was not distributed with this
+# file, You can obtain one at https://mozilla.org/MPL/2.0/.
+
+from libc.stdint cimport uint64_t
+
+from pageframe._core.arena cimport Arena
+
+cdef int check_poison(Arena mem, const uint64_t *frames, uint64_t first, uint64_t count) except -1
