@@ -44,7 +44,7 @@ from pageframe._core.arena cimport (
 from pageframe._core.ledger cimport (
     PF_OP_CLAIM, PF_S_chunk_lane, PF_S_claim_bit, PF_S_claim_kept, PF_S_free_bit, PF_S_free_kept,
     PF_S_reap_chunk, PF_S_take_kept, PF_S_take_kept_bit, PF_S_trim_type, pf_ledger_claim,
-    pf_ledger_free, pf_op_begin, pf_op_end, pf_step)
+    pf_ledger_free, pf_op_begin, pf_op_end, pf_op_write, pf_step)
 from pageframe._core.slot cimport (
     pf_add_relaxed_i32, pf_and_release_u64, pf_cas_acq_rel_u64, pf_cas_acquire_u32,
     pf_exchange_i32, pf_exchange_u64, pf_load_relaxed_i32, pf_load_relaxed_u32, pf_load_relaxed_u64,
@@ -279,7 +279,8 @@ cdef uint64_t take_kept_of(pf_arena *a, uint32_t client) noexcept nogil:
         kept = pf_load_relaxed_u64(&lane.kept)
         if kept - 1 >= a.frames:
             continue
-        pf_op_begin(a, mine, PF_OP_CLAIM, kept - 1)
+        if a.ledger != NULL and mine != NULL:
+            pf_op_write(mine, PF_OP_CLAIM, kept - 1)    # no claim that a trace should tell of
         pf_step(PF_S_take_kept)
         kept = pf_exchange_u64(&lane.kept, 0)
         if kept - 1 < a.frames:

@@ -1,13 +1,3 @@
 # This Source Code Form is subject to the terms of the Mozilla Public
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-
-KINDS: npt.NDArray[np.str_]
-READ: np.dtype[np.void]
-EVENT: np.dtype[np.void]
-number: int
-name: str

@@ -10,8 +10,7 @@ out, and nothing is believed but that. Rings of a shared arena are found by way 
 file, since most of them are holes, which must not be filled by looking.
 
 An event is noted when it begins, so the last of a lane may be what its thread died
-over. Trying again, as when two threads want the same frame, notes it again; and
-frames that a lane keeps are taken from it, to be given back, by a claim.
+over. Trying again, as when two threads want the same frame, notes it again.
 """
 
 import numpy as np
@@ -28,17 +27,18 @@ cdef extern from "<unistd.h>" nogil:
     int64_t lseek(int, int64_t, int)
     int SEEK_DATA
 
+cdef dict NAMES = {
+    PF_OP_CLAIM: "claim", PF_OP_FREE: "free", PF_OP_MORE: "more", PF_OP_LESS: "less",
+    PF_EVENT_UNIQUE: "unique", PF_EVENT_SHARE: "share", PF_EVENT_REPURPOSE: "repurpose",
+    PF_EVENT_MAP: "map", PF_EVENT_UNMAP: "unmap", PF_EVENT_SEND: "send", PF_EVENT_LOAD: "load"}
+
 # By number; the empty ones are no kinds of events.
-KINDS = np.zeros(256, "U9")
-for number, name in {
-        PF_OP_CLAIM: "claim", PF_OP_FREE: "free", PF_OP_MORE: "more", PF_OP_LESS: "less",
-        PF_EVENT_UNIQUE: "unique", PF_EVENT_SHARE: "share", PF_EVENT_REPURPOSE: "repurpose",
-        PF_EVENT_MAP: "map", PF_EVENT_UNMAP: "unmap", PF_EVENT_SEND: "send", PF_EVENT_LOAD: "load"}.items():
-    KINDS[number] = name
+cdef object KINDS = np.array([NAMES.get(number, "") for number in range(256)])
 
 # As pf_event; its last word, which is unused there, is the lane here.
-READ = np.dtype([("serial", "u8"), ("time", "u8"), ("what", "u8"), ("pid", "u4"), ("lane", "u4")])
-EVENT = np.dtype([("time", "u8"), ("pid", "u4"), ("lane", "u1"), ("event", KINDS.dtype), ("paddr", "u8")])
+cdef object READ = np.dtype([("serial", "u8"), ("time", "u8"), ("what", "u8"), ("pid", "u4"), ("lane", "u4")])
+cdef object EVENT = np.dtype([
+    ("time", "u8"), ("pid", "u4"), ("lane", "u1"), ("event", KINDS.dtype), ("paddr", "u8")])
 
 
 cdef uint64_t next_ring(Arena mem, uint32_t client, uint64_t lane) noexcept nogil:

@@ -57,6 +57,13 @@ enum {
  * the last one don't wrap it. */
 #define PF_LEDGER_MAX (UINT32_MAX - 2 * PF_LANES)
 
+/* Write down which frame a lane is about to touch. */
+static inline void pf_op_write(pf_lane *lane, unsigned op, uint64_t frame) {
+    pf_store_relaxed_u64(&lane->ops, lane->ops + 1);
+    pf_step(PF_S_op_begin);
+    pf_store_release_u64(&lane->op, frame << 8 | op);
+}
+
 static inline void pf_op_begin(const pf_arena *a, pf_lane *lane, unsigned op, uint64_t frame) {
     if (a->recorded && lane) {
         if (a->rings) {
@@ -64,9 +71,7 @@ static inline void pf_op_begin(const pf_arena *a, pf_lane *lane, unsigned op, ui
             if (!a->ledger)
                 return;
         }
-        pf_store_relaxed_u64(&lane->ops, lane->ops + 1);
-        pf_step(PF_S_op_begin);
-        pf_store_release_u64(&lane->op, frame << 8 | op);
+        pf_op_write(lane, op, frame);
     }
 }
 

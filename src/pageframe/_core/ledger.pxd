@@ -48,6 +48,7 @@ cdef extern from "ledger.h" nogil:
         PF_OP_LESS
         PF_LEDGER_MAX
 
+    void pf_op_write(pf_lane *, unsigned op, uint64_t frame)
     void pf_op_begin(const pf_arena *, pf_lane *, unsigned op, uint64_t frame)
     void pf_op_end(const pf_arena *, pf_lane *)
     void pf_ledger_claim(pf_arena *, pf_lane *, uint64_t frame)

@@ -88,8 +88,8 @@ cdef str make_good(Arena mem, uint64_t frame):
     return (
         f"frame {frame << mem.a.page_shift:#x} was written after its release: {differing} of its bytes "
         f"differ from the fill, the first at offset {at:#x}, from where on it has {found}; it was "
-        f"{type_before(mem, frame)}, last held by process {release.pid}{name_of(mem, &release)}, and released "
-        f"{ago:.6f} s ago")
+        f"{type_before(mem, frame)}, last held by process {release.pid}{name_of(mem, &release)}, and "
+        f"released {ago:.6f} s ago")
 
 
 cdef str type_before(Arena mem, uint64_t frame):

@@ -31,9 +31,9 @@ from pageframe._core.allocator cimport my_lane
 from pageframe._core.handle cimport end_life
 from pageframe._core.ledger cimport (
     PF_EVENT_LOAD, PF_EVENT_SEND, PF_LEDGER_MAX, PF_OP_LESS, PF_OP_MORE, PF_S_put_mark,
-    PF_S_redeem_done, PF_S_redeem_ledger, PF_S_redeem_take, PF_S_release_count, PF_S_release_done, PF_S_release_take,
-    PF_S_ticket_count, PF_S_ticket_done, PF_S_ticket_fill, PF_S_ticket_free, PF_S_ticket_live,
-    PF_S_ticket_take, pf_note, pf_now, pf_op_begin, pf_op_end, pf_step)
+    PF_S_redeem_done, PF_S_redeem_ledger, PF_S_redeem_take, PF_S_release_count, PF_S_release_done,
+    PF_S_release_take, PF_S_ticket_count, PF_S_ticket_done, PF_S_ticket_fill, PF_S_ticket_free,
+    PF_S_ticket_live, PF_S_ticket_take, pf_note, pf_now, pf_op_begin, pf_op_end, pf_step)
 from pageframe._core.slot cimport (
     PF_OK, pf_add_relaxed_u64, pf_add_release_u32, pf_cas_acq_rel_u64, pf_load_acquire_u64,
     pf_load_relaxed_u32, pf_slot, pf_slot_end, pf_slot_in_use, pf_slot_inc, pf_slot_put,
