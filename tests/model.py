@@ -74,6 +74,7 @@ class Model:
 
     def __init__(self, mem: pf.PhysicalMemory) -> None:
         self.page = mem.page_size
+        self.poisoned = "poison" in mem.debug
         self.frames = [Frame() for _ in range(mem.total_frames)]
         self.holders: list[Holder] = []
         self.refs: list[Ref] = []
@@ -184,6 +185,8 @@ class Model:
         self.tell_drop(i)
         frame.state = UNUSED
         frame.generation += 1
+        if self.poisoned:
+            self.bytes[i] = 0xAA
 
     def tell_drop(self, i: int) -> None:
         """The on_drop call that a frame's end makes, if its type has one."""

@@ -219,6 +219,8 @@ typedef struct pf_arena {
     int leaving;           /* closed, but the memory is still there for the last on_drop */
     int file;              /* the memory is that of a file */
     uint32_t views;        /* arrays over the arena's tables */
+    int recorded;          /* what is done is written down, frame by frame: there is a ledger, or rings */
+    uint32_t debug;        /* of its flags: PF_POISON, PF_TRACE */
     pf_header *header;
     pf_type *types;
     uint64_t *bits;
@@ -241,8 +243,6 @@ typedef struct pf_arena {
     uint32_t epoch;        /* forks that led to this process since it was mapped */
     /* Of any arena again. */
     pf_lane *(*my_lane)(struct pf_arena *); /* the calling thread's, or NULL: allocator.pyx */
-    uint32_t debug;        /* of its flags: PF_POISON, PF_TRACE */
-    int recorded;          /* what is done is written down, frame by frame: there is a ledger, or rings */
     pf_event *rings;       /* of this client, PF_RING events a lane; NULL: nothing is traced */
     /* By the bits of watched. */
     void (*untrack)(struct pf_arena *, uint64_t frame);  /* traces.pyx */

@@ -33,7 +33,8 @@ typedef struct {
 
 _Static_assert(sizeof(pf_release) <= sizeof(((pf_slot *)0)->storage), "any slot has room for it");
 
-static inline void pf_poison(const pf_arena *a, pf_slot *s, uint32_t client) {
+/* Out of line, as it is rare: what calls it stays small. */
+static __attribute__((unused, noinline, cold)) void pf_poison(const pf_arena *a, pf_slot *s, uint32_t client) {
     pf_release release = {pf_now(), client, pf_pid_of(a, client)};
     memset(pf_bytes_at(a, pf_frame_of(a, s)), PF_POISON_BYTE, (size_t)1 << a->page_shift);
     memcpy(s->storage, &release, sizeof(release));

@@ -37,7 +37,8 @@ enum {
     PF_EVENT_LOAD,
 };
 
-static inline void pf_trace(const pf_arena *a, pf_lane *lane, unsigned kind, uint64_t frame) {
+/* Out of line, as it is rare: what calls it stays small. */
+static __attribute__((unused, noinline, cold)) void pf_trace(const pf_arena *a, pf_lane *lane, unsigned kind, uint64_t frame) {
     uint64_t serial = lane->events + 1;
     pf_event *e = &a->rings[(lane - a->lanes) * PF_RING + serial % PF_RING];
     pf_store_relaxed_u64(&e->serial, 0);
