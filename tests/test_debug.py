@@ -658,6 +658,17 @@ def test_the_events_of_a_killed_process_are_there_before_and_after_it_is_reaped(
     assert 256 >= len(before) > len(shared.events(child.pid)) >= len(before) - 3
 
 
+def test_a_view_from_outside_shows_the_events_too():
+    with passing_name() as name, PhysicalMemory.create("1 MiB", name, clients=4) as mem:
+        mem.alloc_frame().drop()
+        with pf.ArenaView(name) as view:
+            assert view.debug == {"poison", "trace"}
+            assert (view.events() == mem.events()).all()
+            assert list(view.events(os.getpid())["event"]) == ["claim", "free"]
+        with pytest.raises(pf.ArenaClosedError):
+            view.events()
+
+
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 def test_an_arena_without_a_trace_says_so(monkeypatch, make):
     monkeypatch.setenv("PAGEFRAME_DEBUG", "poison")

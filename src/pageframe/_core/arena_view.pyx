@@ -21,11 +21,12 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from pageframe._core import backing
 from pageframe._core.allocator cimport free_frames
-from pageframe._core.arena cimport Arena, pf_client_used, table_array
+from pageframe._core.arena cimport Arena, as_int, debug_words, pf_client_used, table_array
 from pageframe._core.audit cimport audit, holders
 from pageframe._core.census cimport stats
 from pageframe._core.client cimport client_infos, ledger_walk, next_held, walk_ledger
 from pageframe._core.errors import ArenaInUseError
+from pageframe._core.event_trace cimport events
 from pageframe._core.handle cimport Handle, held
 from pageframe._core.meta cimport find_type, know_types, slot_dtype
 from pageframe._core.slot cimport PF_BUSY, PF_ORPHAN, PF_UNUSED, pf_load_relaxed_u32
@@ -360,6 +361,46 @@ cdef class ArenaView(Arena):
         """
         self.check_shared("audit()")
         return audit(self, False)
+
+    # -- debugging -----------------------------------------------------------------------------
+
+    @property
+    def debug(self):
+        """What the arena keeps for debugging, of "poison" and "trace".
+
+        ``PAGEFRAME_DEBUG`` says so in the environment of the process that makes the arena,
+        for all that attach.
+        """
+        return debug_words(&self.a)
+
+    def events(self, pid=None):
+        """What was done last to frames, in an arena made with ``PAGEFRAME_DEBUG=trace``.
+
+        Of each thread of each process the last 256 events, those of processes that are gone
+        included until others take their places. Threads beyond the 64th of a process
+        are not traced.
+
+        Parameters
+        ----------
+        pid : int, optional
+            A process, if only its events are wanted.
+
+        Returns
+        -------
+        numpy.ndarray
+            A structured array in the order of ``time`` (since the machine was started, in
+            nanoseconds), with the fields ``pid``, ``lane`` (a number for the thread),
+            ``paddr`` and ``event``: ``"claim"`` of a free frame and ``"free"`` at its end,
+            ``"more"`` and ``"less"`` references, ``"unique"``, ``"share"``, ``"repurpose"``;
+            of the first frame of a run ``"map"`` and ``"unmap"``, of the first of a
+            message ``"send"`` and ``"load"``. Each is noted as it begins.
+
+        Raises
+        ------
+        TypeError
+            If the arena keeps no events.
+        """
+        return events(self, None if pid is None else as_int(pid))
 
     # -- closing -------------------------------------------------------------------------------
 

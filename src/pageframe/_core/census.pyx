@@ -20,13 +20,14 @@ from pageframe._core.arena cimport (
     PF_ARENA, PF_TYPE_LIMIT, Arena, pf_arena, pf_client_used, pf_ctz, pf_slot_at, pf_ticket, pf_type_flags)
 from pageframe._core.client cimport (
     client_info, client_infos, is_alive, ledger_walk, next_held, walk_ledger)
+from pageframe._core.ledger cimport pf_now
 from pageframe._core.meta cimport TYPE_PAGE_TABLE, know_types, type_name
 from pageframe._core.page_table cimport count_pages
 from pageframe._core.slot cimport (
     PF_BUSY, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_load_acquire_u64, pf_load_relaxed_u32,
     pf_load_relaxed_u64, pf_slot, pf_slot_count)
 from pageframe._core.ticket cimport (
-    TICKET_FILLING, TICKET_FREE, TICKET_LIVE, TICKET_REDEEMING, now, serial_of, state_of, ticket_frame,
+    TICKET_FILLING, TICKET_FREE, TICKET_LIVE, TICKET_REDEEMING, serial_of, state_of, ticket_frame,
     ticket_held)
 
 cdef enum:
@@ -378,7 +379,7 @@ cdef tuple tickets(Arena mem):
             continue
         if not names:
             names = {(info.pid, info.started): info.name for info in client_infos(mem)}
-        time = now()
+        time = pf_now()
         frames = min(ticket.count, mem.a.frames)
         first = ticket_frame(&mem.a, ticket, ticket.listed) if ticket_held(&mem.a, ticket) else -1
         found.append(TicketInfo(

@@ -53,14 +53,14 @@ cdef uint64_t next_ring(Arena mem, uint32_t client, uint64_t lane) noexcept nogi
 
 
 cdef object events(Arena mem, object pid):
-    """PhysicalMemory.events() of any arena; pid is an integer or None."""
+    """ArenaView.events(); pid is an integer or None."""
     cdef pf_event found[PF_RING]
     cdef const pf_event *ring
     cdef uint32_t client
     cdef uint64_t place
     cdef size_t count
     cdef uint64_t lane
-    mem.check_open()
+    mem.check_shown()
     if not mem.a.debug & PF_TRACE:
         raise TypeError("this arena keeps no events: PAGEFRAME_DEBUG=trace is to be set where it is made")
     data = bytearray()

@@ -26,7 +26,7 @@ from pageframe._core.allocator cimport (
     claim_one, free_frames, my_lane, next_bit, reserve_frames, setup_bits, trim)
 from pageframe._core.arena cimport (
     PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES_SIZE, PF_POISON, PF_RESERVED_MEMORY, PF_RINGS_SIZE, PF_TRACE,
-    PF_UNLINK_ON_LAST, Arena, as_int, debug_flags, debug_words, pf_arena, pf_client, pf_client_used,
+    PF_UNLINK_ON_LAST, Arena, as_int, debug_flags, pf_arena, pf_client, pf_client_used,
     pf_slot_at)
 from pageframe._core.arena_view cimport ArenaView
 from pageframe._core.array cimport array_like, new_array
@@ -40,7 +40,6 @@ from pageframe._core.early import EarlyAllocator, cover, parse_size
 from pageframe._core.errors import (
     ArenaExistsError, ArenaInUseError, ArenaNotFoundError, BadArenaError, ClientsFullError,
     NotAlignedError, OutOfFramesError)
-from pageframe._core.event_trace cimport events
 from pageframe._core.fork cimport alive
 from pageframe._core.fork import private_arenas
 from pageframe._core.frame cimport UFrame, make_frame
@@ -857,46 +856,6 @@ cdef class PhysicalMemory(ArenaView):
             If there are not enough frames, kernel mappings or addresses.
         """
         return make_ring(self, size, meta, zeroed)
-
-    # -- debugging -----------------------------------------------------------------------------
-
-    @property
-    def debug(self):
-        """What the arena keeps for debugging, of "poison" and "trace".
-
-        ``PAGEFRAME_DEBUG`` says so in the environment of the process that makes the arena,
-        for all that attach.
-        """
-        return debug_words(&self.a)
-
-    def events(self, pid=None):
-        """What was done last to frames, in an arena made with ``PAGEFRAME_DEBUG=trace``.
-
-        Of each thread of each process the last 256 events, those of processes that are gone
-        included until others take their places. Threads beyond the 64th of a process
-        are not traced.
-
-        Parameters
-        ----------
-        pid : int, optional
-            A process, if only its events are wanted.
-
-        Returns
-        -------
-        numpy.ndarray
-            A structured array in the order of ``time`` (since the machine was started, in
-            nanoseconds), with the fields ``pid``, ``lane`` (a number for the thread),
-            ``paddr`` and ``event``: ``"claim"`` of a free frame and ``"free"`` at its end,
-            ``"more"`` and ``"less"`` references, ``"unique"``, ``"share"``, ``"repurpose"``;
-            of the first frame of a run ``"map"`` and ``"unmap"``, of the first of a
-            message ``"send"`` and ``"load"``. Each is noted as it begins.
-
-        Raises
-        ------
-        TypeError
-            If the arena keeps no events.
-        """
-        return events(self, None if pid is None else as_int(pid))
 
     # -- closing -------------------------------------------------------------------------------
 

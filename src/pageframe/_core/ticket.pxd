@@ -22,7 +22,6 @@ cdef inline uint64_t serial_of(uint64_t word) noexcept nogil:
 cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) except -1
 cdef bint redeem(Arena mem, uint64_t index, uint64_t serial, uint64_t first, uint64_t count,
                  uint64_t *frames) except -1
-cdef uint64_t now() noexcept nogil
 cdef int settle_tickets(Arena mem, uint32_t client) except -1
 cdef uint64_t expire_tickets(Arena mem) except? 0
 cdef int64_t ticket_frame(const pf_arena *a, const pf_ticket *ticket, uint64_t i) noexcept nogil
