@@ -213,7 +213,7 @@ cdef outcome give_back_frame(
             pf_op_begin(a, my_lane(a), PF_OP_LESS, frame)
             pf_step(PF_S_reap_ledger)
             pf_store_release_u32(entry, 0)
-            if ledger == a.ledger:      # this client leaves
+            if client == a.client:      # which leaves
                 pf_let_go(a, frame)
             pf_step(PF_S_reap_sub)
             if not drop_references(slot, references):
