@@ -649,7 +649,10 @@ def test_the_events_of_a_killed_process_are_there_before_and_after_it_is_reaped(
     assert len(before) in (255, 256)  # one may be torn
     assert set(before["event"]) <= {"more", "less", "claim"}
     assert set(before["paddr"]) == {paddr}
-    assert shared.reap().frames == 1
+    report = shared.reap()
+    # Killed between a count and the ledger it leaves the frame in doubt, which an audit settles.
+    assert report.frames + report.in_doubt == 1
+    assert shared.audit(repair=True).repaired
     assert (shared.events(child.pid) == before).all()
     assert "free" in list(shared.events(os.getpid())["event"])  # who reaped it
     with Forked(other) as second:  # takes the place
