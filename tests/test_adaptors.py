@@ -137,9 +137,9 @@ def test_the_type_is_that_of_the_allocation_though_the_frame_gets_another(mem):
 
 def test_a_frame_goes_out_of_the_account_though_its_on_drop_looks(mem):
     stats = StatisticsAdaptor(mem)
+    Dropped.seen.clear()
     stats.alloc_frames(3, Dropped).drop()
     assert len(Dropped.seen) == 3
-    Dropped.seen.clear()
     assert stats.used_frames == 0
 
 
