@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from pageframe.commands.demo import demo
+from pageframe.commands.map import map_arena
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -34,6 +35,7 @@ def pageframe(
 
 
 app.command()(demo)
+app.command("map")(map_arena)
 
 
 def main() -> None:

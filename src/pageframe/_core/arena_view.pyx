@@ -216,6 +216,18 @@ cdef class ArenaView(Arena):
              "offsets": [0, 8, 16, 20],
              "itemsize": 1 << self.a.slot_shift}, None)
 
+    @property
+    def bitfield(self):
+        """The allocator's bitfield as a live, read-only array of unsigned 64-bit integers.
+
+        Bit ``i % 64`` of item ``i // 64`` is set if frame i is used, reserved, or kept by a
+        thread as its next one. The slots of other frames need not be read: those of frames that
+        nobody has ever used may have no memory yet, and reading would give them some. Keeps the
+        arena from being closed.
+        """
+        return table_array(
+            self, <unsigned char *>self.a.bits, (self.a.frames + 63) // 64 * 8, np.dtype(np.uint64), None)
+
     def meta(self, meta_type):
         """The metadata of all frames of a type, as a masked structured array.
 
@@ -401,6 +413,48 @@ cdef class ArenaView(Arena):
             If the arena keeps no events.
         """
         return events(self, None if pid is None else as_int(pid))
+
+    # -- for people ----------------------------------------------------------------------------
+
+    def report(self, file=None):
+        """Print what there is to know of the arena: `stats` as tables.
+
+        Parameters
+        ----------
+        file : file object, optional
+            Where to, instead of standard output.
+        """
+        from pageframe.observe.report import print_report
+        print_report(self, file)
+
+    def plot(self, ax=None, *, by="state"):
+        """Draw a map of the arena with matplotlib.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; by default in a new figure of pyplot's, with the free runs beneath.
+        by : {"state", "type", "holder"}
+            What the colours tell apart.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            Those with the map.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        TypeError
+            If a private arena is to be shown by holder.
+        """
+        from pageframe.observe.picture import plot
+        return plot(self, ax, by)
+
+    def _repr_html_(self):
+        from pageframe.observe.html import arena_html
+        return arena_html(self)
 
     # -- closing -------------------------------------------------------------------------------
 

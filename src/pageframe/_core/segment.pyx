@@ -519,6 +519,10 @@ cdef class Segment(Holder):
         return (f"<{type(self).__name__} {self.start_paddr:#x}..{self.end_paddr:#x} "
                 f"{self.meta_type.__name__}>")
 
+    def _repr_html_(self):
+        from pageframe.observe.html import frames_html
+        return frames_html(self)
+
 
 @cython.final
 @cython.no_gc

@@ -375,3 +375,7 @@ cdef class FrameVec(Holder):
         if self.frames == NULL:
             return "<FrameVec moved>"
         return f"<FrameVec of {self.count} frames {self.meta_type.__name__}>"
+
+    def _repr_html_(self):
+        from pageframe.observe.html import frames_html
+        return frames_html(self)

@@ -22,7 +22,8 @@ from pageframe import OutOfFramesError, PhysicalMemory, parse_size, shared_demo
 from pageframe import demo as cache_demo
 from pageframe.commands.common import fail, reason, shown
 from pageframe.demo import DemoResult, OneArray, PageCache, Reading, SkippedFile, SourceFile, find_files
-from pageframe.observe.picture import Snapshot, draw_snapshot, require_matplotlib, take_snapshot
+from pageframe.observe.arena_map import ArenaMap, take_map
+from pageframe.observe.picture import draw_map, require_matplotlib
 from pageframe.shared_demo import MAX_WORKERS, SharedResult, WorkerError, create_arena
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def demo(
     report(root, tables, mismatches, skipped + all_skipped)
     if picture is not None and snapshot is not None:
         try:
-            draw_snapshot(snapshot, picture)
+            draw_map(snapshot, picture)
         except OSError as error:
             fail(f"{shown(picture)}: {reason(error)}", 1 if mismatches or not sound else 2)
         typer.echo(f"Picture of the arena: {shown(picture)}")
@@ -147,13 +148,13 @@ def check_picture(path: Path) -> None:
 
 def read_files(
     mem: PhysicalMemory, files: list[SourceFile], picture: bool
-) -> tuple[DemoResult, Snapshot | None]:
+) -> tuple[DemoResult, ArenaMap | None]:
     """Run the demonstration of a page cache and show how far it is."""
-    snapshots: list[Snapshot] = []
+    snapshots: list[ArenaMap] = []
 
     def full(mem: PhysicalMemory) -> None:
         if picture:
-            snapshots.append(take_snapshot(mem))
+            snapshots.append(take_map(mem, "type"))
 
     with PageCache(mem) as cache:
         result = with_progress(
@@ -168,13 +169,13 @@ def read_files(
 
 def share_files(
     mem: PhysicalMemory, files: list[SourceFile], workers: int, picture: bool
-) -> tuple[SharedResult, Snapshot | None]:
+) -> tuple[SharedResult, ArenaMap | None]:
     """Run the demonstration of sharing and show how far it is."""
-    snapshots: list[Snapshot] = []
+    snapshots: list[ArenaMap] = []
 
     def halfway(mem: PhysicalMemory) -> None:
         if picture:
-            snapshots.append(take_snapshot(mem))
+            snapshots.append(take_map(mem, "holder"))
 
     result = with_progress(
         STAGES,

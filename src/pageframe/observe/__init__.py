@@ -1,9 +1,1 @@
-# This Source Code Form is subject to the terms of the Mozilla Public
-# License, v. 2.0. If a copy of the MPL was not distributed with this
-# file, You can obtain one at https://mozilla.org/MPL/2.0/.
-
-"""Ways to look at an arena."""
-
-from pageframe.observe.picture import arena_picture
-
-__all__ = ["arena_picture"]
+"""Ways to look at an arena: its map and how that is drawn, reports, and what notebooks show."""

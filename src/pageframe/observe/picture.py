@@ -1,85 +1,50 @@
 # This Source Code Form is subject to the terms of the Mozilla Public
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
+"""The map of an arena as a picture, by matplotlib.
 
-"""A picture of an arena: each frame a pixel, coloured by its state and type.
+Cells lie in rows, paddr 0 at the top left, and are squares.  A cell is filled from below by
+the part of its frames that is used, in the colour of its category; at least one line is.
+So the colours are those of the legend, and never mix.  They are those of Okabe and Ito,
+which colour-blind people can tell apart; what is free or belongs to the arena itself is
+grey, between the colours of the background and of the text.
 
-Frames follow each other in rows, paddr 0 at the top left.  The frames of a small
-arena are enlarged by a whole number, so that each is a square of its own; those
-of a large one are single pixels, and the picture grows with the arena.
-
-The colours are those of Okabe and Ito, which colour-blind people can tell apart,
-and greys for frames that are free or belong to the arena itself.
+A picture in a file and one in the user's own figure are drawn by the same code, in whatever
+style matplotlib has then.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pageframe import (
-    REF_COUNT_UNIQUE,
-    REF_COUNT_UNUSED,
-    MetaPageMeta,
-    PhysicalMemory,
-    ReservedMemoryMeta,
-    UnusableMemoryMeta,
-)
+from pageframe.observe.arena_map import FREE, STYLES, runs_text, size_text, take_map, title_text
 
 if TYPE_CHECKING:
     import os
 
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442")
-"""Colours of used frames, given to the most frequent states and types first."""
+    from pageframe import ArenaView
+    from pageframe.observe.arena_map import ArenaMap, Style
 
-OTHER = "#7F3C8D"
-FREE = "#E3E6E8"
-BUSY = "#FFFFFF"
-ARENA = {MetaPageMeta: "#3B4046", ReservedMemoryMeta: "#A3A8AD", UnusableMemoryMeta: "#000000"}
-ARENA_LABELS = {
-    MetaPageMeta: "tables of the arena",
-    ReservedMemoryMeta: "reserved region",
-    UnusableMemoryMeta: "bad region",
-}
+Colour = tuple[float, float, float]
 
-GREY = "#555555"  # of text beside the main text
-GRID = 768  # pixels that the grid of frames should fill in each direction
+SUFFIXES = (".png", ".svg")
+GRID = 768  # pixels that the cells should fill in each direction
 DPI = 100
-NAME = 24  # letters of a type's name for which there is room
+LEFT, RIGHT, TOP, BOTTOM, GAP, CHART = 112, 372, 84, 52, 60, 84  # pixels around the cells
+LEAST = 330  # pixels that the legend needs beside them
+AXES_SCALE = 4  # lines of a cell in axes of the user's, whose size may change
 
-
-class Category(NamedTuple):
-    """Frames of one colour."""
-
-    label: str
-    colour: str
-    frames: int
-
-
-class Snapshot(NamedTuple):
-    """What a picture of an arena shows, as it was at one moment.
-
-    Attributes
-    ----------
-    frames, categories
-        As `classify` gives them.
-    free_frames
-        Those that the categories show as free.
-    size, page_size, layout
-        As of the arena.
-    """
-
-    frames: NDArray[np.uint8]
-    categories: list[Category]
-    size: int
-    page_size: int
-    free_frames: int
-    layout: tuple[tuple[str, int, int], ...]
+LIGHT = {"paper": "#FFFFFF", "ink": "#1C1E21"}
+DARK = {"paper": "#16181C", "ink": "#E8E8E8"}
 
 
 def require_matplotlib() -> None:
@@ -88,112 +53,139 @@ def require_matplotlib() -> None:
         raise ImportError("a picture needs matplotlib: pip install 'pageframe[plot]'")
 
 
-def classify(mem: PhysicalMemory) -> tuple[NDArray[np.uint8], list[Category]]:
-    """Sort the frames of an arena into categories.
-
-    Returns
-    -------
-    frames
-        For every frame the index of its category.
-    categories
-        The categories in the order of a legend: used frames, the most frequent
-        first, then those of the arena itself, then free ones.
-    """
-    slots = mem.slots
-    count, type_id, list_id = (slots[name].copy() for name in ("count", "type", "list"))
-    del slots  # the arena can't be closed while the view lives
-    types = mem.types
-    arena_ids = [number for number, cls in types.items() if cls in ARENA]
-
-    unused = count == REF_COUNT_UNUSED
-    busy = count == 0
-    unique = count == REF_COUNT_UNIQUE
-    states = {
-        "in a list": unique & (list_id != 0),
-        "unique": unique & (list_id == 0),
-        "shared": ~(unused | busy | unique | np.isin(type_id, arena_ids)),
-    }
-    masks: list[tuple[str, NDArray[np.bool_]]] = []
-    for state, mask in states.items():
-        for number in np.unique(type_id[mask]).tolist():
-            cls = types.get(number)
-            name = cls.__name__ if cls is not None else f"type {number}"
-            if len(name) > NAME:
-                name = name[: NAME - 1] + "…"
-            masks.append((f"{name}, {state}", mask & (type_id == number)))
-    masks.sort(key=lambda item: -np.count_nonzero(item[1]))
-
-    coloured = [(label, colour, mask) for (label, mask), colour in zip(masks, COLOURS, strict=False)]
-    if rest := masks[len(COLOURS) :]:
-        label = rest[0][0] if len(rest) == 1 else f"other ({len(rest)} kinds)"
-        coloured.append((label, OTHER, np.logical_or.reduce([mask for _, mask in rest])))
-    coloured.append(("being torn down", BUSY, busy))
-    for number in arena_ids:
-        cls = types[number]
-        coloured.append((ARENA_LABELS[cls], ARENA[cls], ~unused & (type_id == number)))
-    coloured.append(("free", FREE, unused))
-
-    frames = np.zeros(len(count), np.uint8)
-    categories: list[Category] = []
-    for label, colour, mask in coloured:
-        if n := int(np.count_nonzero(mask)):
-            frames[mask] = len(categories)
-            categories.append(Category(label, colour, n))
-    return frames, categories
-
-
-def grid_shape(frames: int) -> tuple[int, int]:
+def grid_shape(cells: int) -> tuple[int, int]:
     """Return rows and columns of a near-square grid; rows of large arenas begin at round addresses."""
-    columns = math.isqrt(frames - 1) + 1
-    step = 16 if columns >= 128 else 1
+    columns = math.isqrt(cells - 1) + 1
+    step = 16 if columns >= 64 else 1
     columns = -(-columns // step) * step
-    return -(-frames // columns), columns
+    return -(-cells // columns), columns
 
 
-def size_text(size: int) -> str:
-    """Return a number of bytes in the largest unit in which it takes few digits."""
-    value, unit = float(size), "bytes"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.4g} {unit}"
+def paint(style: Style, paper: Colour, ink: Colour) -> Colour:
+    """Return the colour of a category on a background, as red, green and blue of 0 .. 1."""
+    from matplotlib.colors import to_rgb
+
+    if isinstance(style.colour, str):
+        return to_rgb(style.colour)
+    red, green, blue = (p + style.colour * (i - p) for p, i in zip(paper, ink, strict=True))
+    return red, green, blue
 
 
-def frame_pixels(frames: NDArray[np.uint8], categories: list[Category]) -> NDArray[np.uint8]:
-    """Return the grid of frames as red, green and blue, enlarged by a whole number."""
-    rows, columns = grid_shape(len(frames))
-    palette = np.frombuffer(b"".join(bytes.fromhex(category.colour[1:]) for category in categories), np.uint8)
-    cells = np.full((rows * columns, 3), 255, np.uint8)
-    cells[: len(frames)] = palette.reshape(-1, 3)[frames]
-    scale = max(1, GRID // max(rows, columns))
-    pixels = cells.reshape(rows, columns, 3).repeat(scale, axis=0).repeat(scale, axis=1)
-    if scale >= 6:  # room for a line between frames
-        pixels[scale - 1 :: scale] = 255
-        pixels[:, scale - 1 :: scale] = 255
-    return pixels
+def cell_pixels(arena: ArenaMap, scale: int, paper: Colour, ink: Colour) -> NDArray[np.uint8]:
+    """Return the grid of cells as red, green and blue, each cell a square of so many pixels.
 
-
-def take_snapshot(mem: PhysicalMemory) -> Snapshot:
-    """Take down what a picture of an arena shows, to draw it when there is time.
-
-    The arena can be in use; frames that change meanwhile show either state.
+    There is a line between cells if they have room for it.
     """
-    frames, categories = classify(mem)
-    # Not mem.free_frames: others may have released some since.
-    free = sum(category.frames for category in categories if category.label == "free")
-    return Snapshot(frames, categories, mem.size, mem.page_size, free, mem.layout)
+    rows, columns = grid_shape(len(arena.cells))
+    inner = scale - 1 if scale >= 6 else scale
+    palette = np.array([paint(category.style, paper, ink) for category in arena.categories])
+    palette = np.round(palette * 255).astype(np.uint8)
+    free = np.round(np.array(paint(STYLES[FREE][1], paper, ink)) * 255).astype(np.uint8)
+    room = rows * columns
+    colours = np.zeros((room, 3), np.uint8)
+    colours[: len(arena.cells)] = palette[arena.cells]
+    level = np.zeros(room, np.int64)
+    level[: len(arena.cells)] = -(-arena.used.astype(np.int64) * inner // arena.cell_frames)
+    there = (np.arange(room) < len(arena.cells)).reshape(rows, columns)
+
+    pixels = np.empty((rows, scale, columns, scale, 3), np.uint8)
+    pixels[:] = np.round(np.array(paper) * 255).astype(np.uint8)
+    for y in range(inner):
+        line = np.where((level >= inner - y)[:, None], colours, free).reshape(rows, columns, 3)
+        shown = pixels[:, y, :, :inner]
+        shown[there] = line[there][:, None]
+    return pixels.reshape(rows * scale, columns * scale, 3)
 
 
-def arena_picture(mem: PhysicalMemory, path: str | os.PathLike[str]) -> None:
-    """Save a picture of an arena as a PNG file.
+def draw_cells(axes: Axes, arena: ArenaMap, scale: int) -> None:
+    """Draw the cells of a map with its addresses, its legend and its title."""
+    from matplotlib import rcParams
+    from matplotlib.colors import to_rgb, to_rgba
+    from matplotlib.patches import Patch
 
-    Parameters
-    ----------
-    mem
-        The arena.  It can be in use; frames that change meanwhile show either state.
-    path
-        The file to write.
+    *face, alpha = to_rgba(axes.get_facecolor())
+    red, green, blue = (alpha * part + (1 - alpha) for part in face)  # what is transparent may lie on white
+    paper, ink = (red, green, blue), to_rgb(rcParams["text.color"])
+    rows, columns = grid_shape(len(arena.cells))
+    # "antialiased" shows cells that the axes have no whole pixels for, too.
+    axes.imshow(
+        cell_pixels(arena, scale, paper, ink), extent=(0, columns, rows, 0), interpolation="antialiased"
+    )
+    axes.set_xticks([])
+    step = max(1, 2 ** math.ceil(math.log2(rows / 9)))
+    row_size = columns * arena.frames_per_cell * arena.page_size
+    ticks = range(0, rows, step)
+    axes.set_yticks([row + 0.5 for row in ticks], [f"{row * row_size:#x}" for row in ticks], fontsize=8.5)
+    axes.tick_params(length=3)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    title, cell = title_text(arena)
+    axes.set_title(f"{title}\n{cell}, a row {size_text(row_size)}", loc="left", fontsize=10, linespacing=1.5)
+    patches = [
+        Patch(facecolor=paint(category.style, paper, ink), edgecolor=ink, linewidth=0.4)
+        for category in arena.categories
+    ]
+    labels = [
+        f"{category.label}: {category.frames:,} ({category.frames / arena.frames:.1%})"
+        for category in arena.categories
+    ]
+    axes.legend(
+        patches,
+        labels,
+        title=f"Frames by {arena.by}",
+        alignment="left",
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1.0),
+        borderaxespad=0,
+        frameon=False,
+        fontsize=9,
+    )
+
+
+def draw_free_runs(axes: Axes, arena: ArenaMap) -> None:
+    """Draw how many of the free frames lie in aligned blocks of each size."""
+    frames = [blocks << order for order, blocks in enumerate(arena.free_runs)]
+    orders = range(len(frames))
+    axes.bar(orders, frames, color=axes.xaxis.label.get_color(), alpha=0.6)
+    shown = orders[:: max(1, math.ceil(len(frames) / 9))]
+    axes.set_xticks(shown, [size_text(arena.page_size << order) for order in shown], fontsize=8.5)
+    axes.set_xlim(-0.6, len(frames) - 0.4)
+    axes.yaxis.set_major_locator(_few_whole_numbers())
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.tick_params(labelsize=8.5, length=3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(runs_text(arena), loc="left", fontsize=9)
+    axes.set_xlabel("free frames by the aligned blocks that they make", fontsize=8.5)
+
+
+def _few_whole_numbers() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(3, integer=True)
+
+
+def lay_out(figure: Figure, arena: ArenaMap) -> Axes:
+    """Draw a map and its free runs into an empty figure; return the axes with the map."""
+    rows, columns = grid_shape(len(arena.cells))
+    scale = max(AXES_SCALE, GRID // max(rows, columns))
+    height, width = rows * scale, columns * scale
+    full_width = LEFT + max(width, LEAST) + RIGHT
+    full_height = TOP + max(height, LEAST) + GAP + CHART + BOTTOM
+    figure.set_size_inches(full_width / DPI, full_height / DPI)
+
+    def place(top: int, wide: int, high: int) -> Axes:
+        return figure.add_axes(
+            (LEFT / full_width, 1 - (top + high) / full_height, wide / full_width, high / full_height)
+        )
+
+    axes = place(TOP, width, height)
+    draw_cells(axes, arena, scale)
+    draw_free_runs(place(full_height - BOTTOM - CHART, max(width, LEAST), CHART), arena)
+    return axes
+
+
+def draw_map(arena: ArenaMap, path: str | os.PathLike[str], *, dark: bool = False, dpi: int = DPI) -> None:
+    """Save a map as a picture: as SVG if the path ends so, otherwise as PNG.
 
     Raises
     ------
@@ -202,82 +194,42 @@ def arena_picture(mem: PhysicalMemory, path: str | os.PathLike[str]) -> None:
     OSError
         If the file can't be written.
     """
-    draw_snapshot(take_snapshot(mem), path)
-
-
-def draw_snapshot(snapshot: Snapshot, path: str | os.PathLike[str]) -> None:
-    """Save a picture of an arena that was taken down before; raises as `arena_picture` does."""
     require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    import matplotlib as mpl
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
-    frames, categories, size, page_size, free, layout = snapshot
-    pixels = frame_pixels(frames, categories)
-    rows, columns = grid_shape(len(frames))
-    height, width = pixels.shape[:2]
-
-    left, right, top, bottom, gap, least = 104, 400, 96, 32, 32, 420
-    full_width = left + width + gap + right
-    full_height = top + max(height, least) + bottom
-    figure = Figure(figsize=(full_width / DPI, full_height / DPI), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    floor = full_height - top - height
-    figure.figimage(pixels, left, floor, origin="upper")
-
-    def place(x: float, y: float, text: str, size: float = 9.5, **style: Any) -> None:
-        """Write text at a distance in pixels from the left and the top."""
-        figure.text(x / full_width, 1 - y / full_height, text, fontsize=size, **style)
-
-    place(left, 38, f"Arena of {size_text(size)}", 15, weight="bold")
-    place(
-        left,
-        62,
-        f"{len(frames):,} frames of {size_text(page_size)}, {free:,} free; "
-        f"a row is {columns:,} frames, {size_text(columns * page_size)}",
-        10,
-        color=GREY,
-    )
-
-    # Axes without content: they carry the addresses of the rows.
-    axes = figure.add_axes((left / full_width, floor / full_height, width / full_width, height / full_height))
-    axes.patch.set_alpha(0)
-    axes.set_xlim(0, columns)
-    axes.set_ylim(rows, 0)
-    axes.set_xticks([])
-    step = max(1, 2 ** math.ceil(math.log2(rows / 9)))
-    ticks = range(0, rows, step)
-    axes.set_yticks([row + 0.5 for row in ticks], [f"{row * columns * page_size:#x}" for row in ticks])
-    axes.tick_params(labelsize=8.5, length=3, color="#888888", labelcolor=GREY)
-    axes.spines[:].set_visible(False)
-    place(left - 10, top - 8, "paddr", 9, color=GREY, ha="right")
-
-    x, y = left + width + gap, top + 12
-    place(x, y, "Frames", 11, weight="bold")
-    for category in categories:
-        y += 24
-        corner = x / full_width, 1 - (y + 1) / full_height
-        figure.add_artist(
-            Rectangle(
-                corner,
-                13 / full_width,
-                13 / full_height,
-                facecolor=category.colour,
-                edgecolor="#888888",
-                linewidth=0.5,
-                transform=figure.transFigure,
-            )
+    theme = DARK if dark else LIGHT
+    ink, paper = theme["ink"], theme["paper"]
+    kind = "svg" if Path(path).suffix.lower() == ".svg" else "png"
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(
+            {
+                "figure.facecolor": paper,
+                "axes.facecolor": paper,
+                "text.color": ink,
+                "axes.labelcolor": ink,
+                "axes.edgecolor": ink,
+                "xtick.color": ink,
+                "ytick.color": ink,
+                "svg.fonttype": "none",  # text stays text
+                "svg.hashsalt": "pageframe",
+            }
         )
-        place(x + 22, y, category.label)
-        share = 100 * category.frames / len(frames)
-        place(x + right - 80, y, f"{category.frames:,}", ha="right")
-        place(x + right - 20, y, f"{share:.1f} %", ha="right")
-    y += 44
-    place(x, y, "Tables", 11, weight="bold")
-    for name, paddr, length in layout:
-        if length:
-            y += 22
-            place(x, y, name)
-            place(x + right - 140, y, f"at {paddr:#x}", ha="right", color=GREY)
-            place(x + right - 20, y, size_text(length), ha="right")
-    figure.savefig(path, format="png", dpi=DPI, metadata={"Software": "pageframe"})
+        figure = Figure()
+        lay_out(figure, arena)
+        metadata = {"Date": None} if kind == "svg" else {"Software": "pageframe"}
+        figure.savefig(path, format=kind, dpi=dpi, metadata=metadata)
+
+
+def plot(mem: ArenaView, axes: Axes | None, by: str) -> Axes:
+    """Draw a map into axes, or into a new figure of pyplot's; see `ArenaView.plot`."""
+    require_matplotlib()
+    taken = take_map(mem, by)
+    if axes is None:
+        import matplotlib.pyplot as plt
+
+        return lay_out(plt.figure(dpi=DPI), taken)
+    draw_cells(axes, taken, AXES_SCALE)
+    axes.set_xlabel(runs_text(taken), fontsize=9, loc="left")
+    return axes
