@@ -94,10 +94,11 @@ class MapText:
 
     def glyphs(self, ascii_only: bool) -> list[tuple[str, str, str]]:
         """Return for each category its glyphs for a full and for a partial cell, and their style."""
-        return [
-            (*(style.letters if ascii_only else (style.full, style.part)), glyph_style(style))
-            for style in (category.style for category in self.arena.categories)
-        ]
+        found = []
+        for _, _, style in self.arena.categories:
+            full, part = tuple(style.letters) if ascii_only else (style.full, style.part)
+            found.append((full, part, glyph_style(style)))
+        return found
 
     def rows(self, columns: int, row_size: int, ascii_only: bool) -> RenderResult:
         """Give the rows of cells, each after the address of its first frame."""
