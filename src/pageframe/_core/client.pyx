@@ -176,7 +176,7 @@ def process_name():
         if name != "MainProcess":
             return name
     program = (getattr(sys, "argv", None) or [""])[0]
-    if program in ("", "-c", "-m"):
+    if program in ("", "-", "-c", "-m"):
         program = sys.executable or "python"
     return Path(program).name
 
