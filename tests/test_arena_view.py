@@ -223,6 +223,16 @@ def test_an_arena_without_a_name_is_found_by_the_first_digits_of_its_id():
         frame.drop()
 
 
+def test_an_arena_without_a_name_can_be_attached_to_by_the_first_digits_of_its_id():
+    with PhysicalMemory.create(MIB) as mem:
+        with PhysicalMemory.attach(id=mem.id[:12].upper()) as other, other.alloc_frame():
+            assert (other.id, other.name, len(mem.clients), mem.used_frames) == (mem.id, None, 2, 1)
+        assert (len(mem.clients), mem.used_frames) == (1, 0)
+        for words in ({"name": "a", "id": mem.id}, {"path": "/a", "id": mem.id}, {}):
+            with pytest.raises(TypeError):
+                PhysicalMemory.attach(**words)
+
+
 def test_an_id_that_more_arenas_have_is_refused():
     with (
         PhysicalMemory.create(MIB),

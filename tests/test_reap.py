@@ -116,6 +116,15 @@ def test_attaching_reaps(mem, name):
         assert len(mem.clients) == 2
 
 
+def test_attaching_without_reaping_leaves_that_to_a_call_that_tells_what_was_found(mem, name):
+    pid, _ = killed(name, "held = mem.alloc_frames(9, Page())")
+    with PhysicalMemory.attach(name, reap=False) as other:
+        assert (other.used_frames, len(other.clients)) == (9, 3)
+        report = other.reap()
+        assert ([client.pid for client in report.clients], report.frames) == ([pid], 9)
+        assert other.used_frames == 0
+
+
 def test_frames_of_the_dead_are_given_out_before_they_run_out(mem, name):
     killed(name, "held = mem.alloc_frames(mem.free_frames)")
     assert mem.free_frames == 0

@@ -487,8 +487,8 @@ def unnamed_ids() -> set[bytes]:
     return {arena_id for arena_id, _ in unnamed_files(all_pids())}
 
 
-def open_by_id(digits: str) -> int:
-    """Open an arena without a name for reading, by the first digits of its id.
+def open_by_id(digits: str, mode: int = os.O_RDONLY) -> int:
+    """Open an arena without a name, by the first digits of its id.
 
     Raises
     ------
@@ -502,7 +502,7 @@ def open_by_id(digits: str) -> int:
     found = sorted(arena_id for arena_id in unnamed_ids() if arena_id.hex().startswith(digits.lower()))
     if len(found) > 1:
         raise ArenaNameError(f"{len(found)} arenas have an id that begins with {digits!r}")
-    fd = find_unnamed(found[0], os.getpid(), os.O_RDONLY) if found else None
+    fd = find_unnamed(found[0], os.getpid(), mode) if found else None
     if fd is None:
         raise ArenaNotFoundError(errno.ENOENT, "no arena without a name has such an id", digits)
     return fd

@@ -91,7 +91,14 @@ class PhysicalMemory(ArenaView):
         unlink_on_last: bool = True,
     ) -> Self: ...
     @classmethod
-    def attach(cls, name: str | None = None, *, path: str | bytes | PathLike[str] | None = None) -> Self: ...
+    def attach(
+        cls,
+        name: str | None = None,
+        *,
+        path: str | bytes | PathLike[str] | None = None,
+        id: str | None = None,
+        reap: bool = True,
+    ) -> Self: ...
     @classmethod
     def _attach_unnamed(cls, arena_id: bytes, pid: int) -> Self: ...
     @staticmethod

@@ -49,7 +49,7 @@ from pageframe._core.mapping cimport make_ring, map_frames
 from pageframe._core.meta cimport (
     TYPE_META_PAGE, TYPE_RESERVED, TYPE_UNTYPED, TYPE_UNUSABLE, register_builtin)
 from pageframe._core.poison cimport check_poison
-from pageframe._core.reap cimport give_back_all, reap, reaped
+from pageframe._core.reap cimport give_back_all, reap as reap_dead, reaped
 from pageframe._core.segment cimport alloc_segment
 from pageframe._core.slot cimport (
     PF_MAX, PF_UNIQUE, PF_UNUSED, pf_load_relaxed_u32, pf_slot, pf_store_release_u32)
@@ -339,10 +339,8 @@ cdef class PhysicalMemory(ArenaView):
                 self.close()
 
     @classmethod
-    def attach(cls, name=None, *, path=None):
+    def attach(cls, name=None, *, path=None, id=None, bint reap=True):
         """Attach to an arena of another process.
-
-        What dead clients have left is reaped.
 
         Parameters
         ----------
@@ -350,6 +348,11 @@ cdef class PhysicalMemory(ArenaView):
             Name that it was created with.
         path : path-like, optional
             Its file, instead of a name.
+        id : str, optional
+            The first digits of the id of an arena without a name, as `ArenaInfo` has it.
+        reap : bool
+            Take back what dead clients have left. Otherwise that is for a later `reap`, which
+            tells what it was; but one whose place is taken, since none is free, is reaped.
 
         Returns
         -------
@@ -360,6 +363,8 @@ cdef class PhysicalMemory(ArenaView):
         ------
         ArenaNotFoundError
             If there is none.
+        ArenaNameError
+            If the name can't be one, or more than one arena has an id that begins so.
         ArenaPermissionError
             If it belongs to another user.
         ArenaForeignError, ArenaByteOrderError, ArenaVersionError, ArenaTruncatedError, ArenaDamagedError
@@ -367,17 +372,21 @@ cdef class PhysicalMemory(ArenaView):
         ClientsFullError
             If as many processes are attached as it has room for.
         """
+        if id is not None:
+            if name is not None or path is not None:
+                raise TypeError("an arena is named by its name, its path or its id: by one of them")
+            return attach_file(cls, backing.open_by_id(id, os.O_RDWR), None, reap)
         where = backing.place_of(name, path)
         if where is None:
-            raise TypeError("attach() needs the name or the path of an arena")
-        return attach_file(cls, backing.open_file(where), where)
+            raise TypeError("attach() needs the name, the path or the id of an arena")
+        return attach_file(cls, backing.open_file(where), where, reap)
 
     @classmethod
     def _attach_unnamed(cls, arena_id, pid):
         fd = backing.find_unnamed(arena_id, pid)
         if fd is None:
             raise ArenaNotFoundError(f"no process of this user is attached to arena {arena_id.hex()}")
-        return attach_file(cls, fd, None)
+        return attach_file(cls, fd, None, True)
 
     @staticmethod
     def list(*, bint all=False):
@@ -531,7 +540,7 @@ cdef class PhysicalMemory(ArenaView):
             What was found; nothing if another thread of this process is at it.
         """
         self.check_shared("reap()")
-        return reap(self, False)
+        return reap_dead(self, False)
 
     def audit(self, bint repair=False):
         """Compare the counts of all frames with all their holders.
@@ -548,14 +557,14 @@ cdef class PhysicalMemory(ArenaView):
         """
         self.check_shared("audit()")
         if repair:
-            reap(self, False)
+            reap_dead(self, False)
         return audit(self, repair)
 
     cdef bint make_room(self) except -1:
         """When frames run out: take back what dead clients hold, and expired messages."""
         if not self.span:
             return False
-        reap(self, True)
+        reap_dead(self, True)
         return True
 
     cdef object room_for(self, uint64_t frames, bint zeroed):
@@ -941,7 +950,7 @@ cdef object arena_size(object size, uint64_t page):
     return size
 
 
-cdef object attach_file(object cls, int fd, object where):
+cdef object attach_file(object cls, int fd, object where, bint clear):
     """Attach to the arena in an open file, which is closed if that fails."""
     cdef PhysicalMemory self = cls.__new__(cls)
     self.show_file(fd, where, True)
@@ -954,7 +963,8 @@ cdef object attach_file(object cls, int fd, object where):
     finally:
         backing.unlock(fd, backing.MEMBERSHIP)
     self.move_in()
-    reap(self, False)
+    if clear:
+        reap_dead(self, False)
     return self
 
 
