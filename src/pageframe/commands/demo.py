@@ -20,7 +20,7 @@ from rich.text import Text
 
 from pageframe import OutOfFramesError, PhysicalMemory, parse_size, shared_demo
 from pageframe import demo as cache_demo
-from pageframe.commands.common import fail, reason, shown
+from pageframe.commands.common import fail, number, reason, shown
 from pageframe.demo import DemoResult, OneArray, PageCache, Reading, SkippedFile, SourceFile, find_files
 from pageframe.observe.arena_map import ArenaMap, take_map
 from pageframe.observe.picture import draw_map, require_matplotlib
@@ -418,8 +418,3 @@ def audit_row(result: SharedResult) -> tuple[str, str]:
     }
     found = ", ".join(f"{frames:,} {what}" for what, frames in wrong.items() if frames)
     return found or "not quiet", seen
-
-
-def number(things: int, one: str) -> str:
-    """Return a number of things in words."""
-    return f"1 {one}" if things == 1 else f"{things:,} {one}s"
