@@ -36,8 +36,8 @@ from pageframe.commands.common import (
     shown,
     since,
 )
+from pageframe.observe.arena_map import size_text
 from pageframe.observe.frames import SORTS, STATES, find_frames, frame_row, type_names
-from pageframe.observe.picture import size_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
