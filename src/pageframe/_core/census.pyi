@@ -52,6 +52,7 @@ class ArenaStats:
     frames_by_state: dict[str, dict[str, int]]
     clients: tuple[ClientStats, ...]
     tickets: tuple[TicketInfo, ...]
+    messages: builtins.int
     @property
     def fragmentation(self) -> float: ...
     def unusable(self, order: int) -> float: ...

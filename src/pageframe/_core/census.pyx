@@ -142,6 +142,8 @@ class ArenaStats:
         `ClientStats` of the processes that are attached to a shared arena.
     tickets
         `TicketInfo` of the messages in transit, the oldest first.
+    messages
+        Messages made since the arena was created, those in transit included.
     """
 
     size: int
@@ -164,6 +166,7 @@ class ArenaStats:
     frames_by_state: dict
     clients: tuple
     tickets: tuple
+    messages: int
 
     @property
     def fragmentation(self):
@@ -345,6 +348,7 @@ cdef object stats(Arena mem, uint64_t own_frames):
         frames_by_state=frames_by_state,
         clients=clients,
         tickets=sent,
+        messages=pf_load_relaxed_u64(&mem.a.header.last_ticket),
     )
 
 
