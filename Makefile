@@ -25,7 +25,7 @@ $(stamp): pyproject.toml meson.build
 	$(PYTHON) -m venv $(VENV)
 	$(bin)/python -m pip install --quiet --upgrade pip
 	$(bin)/python -m pip install --quiet --group build --group dev
-	$(bin)/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=$(build) --editable '.[plot]'
+	$(bin)/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=$(build) --editable '.[plot,top]'
 	touch $@
 
 demo: $(stamp)

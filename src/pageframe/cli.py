@@ -21,6 +21,7 @@ COMMANDS = {
     "frames": "look.frames",
     "holders": "look.holders",
     "map": "map.map_arena",
+    "top": "top.top",
     "reap": "care.reap",
     "audit": "care.audit",
     "trim": "care.trim",
