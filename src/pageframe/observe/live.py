@@ -576,7 +576,7 @@ class DetailScreen(LiveScreen):
     async def fetch(self) -> None:
         """Fetch the rows in the thread that looks, and show them."""
         found = await self.app.ask(self.rows)
-        if found is not None:
+        if found is not None and self.is_attached and self.app.is_running:
             title, rows = found
             self.query_one("#title", Static).update(Text(f" {title}", no_wrap=True, overflow="ellipsis"))
             self.table.show(rows)
@@ -767,12 +767,12 @@ class LiveApp(App[None]):
 
     async def keep_looking(self) -> None:
         """Look, show it, rest; until the arena is gone."""
-        while self.problem is None:
+        while self.is_running:
             self.wake.clear()
             start, busy = time.monotonic(), time.process_time()
             self.map_size = self.main.map_size()
             looked = await self.ask(self.look)
-            if looked is None:
+            if looked is None or not self.is_running:
                 return
             sample, drawn = looked
             before = self.seen
