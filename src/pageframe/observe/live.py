@@ -600,7 +600,7 @@ class FramesScreen(DetailScreen):
         view = self.app.view
         names = type_names(view)
         try:
-            found, total = find_frames(
+            found, by_type = find_frames(
                 view,
                 **self.which,
                 sort=FRAMES[self.table.order].title,
@@ -611,6 +611,7 @@ class FramesScreen(DetailScreen):
             raise
         except ValueError:
             return f"{self.heading}: it has left", []
+        total = sum(by_type.values())
         shown = f"{total:,}" if total <= ROWS else f"the first {ROWS} of {total:,}"
         return f"{self.heading}: {shown}", [
             FrameRow(paddr, STATES[state], names.get(number, "none"), count, generation, references)
