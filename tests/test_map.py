@@ -691,10 +691,11 @@ def test_report_prints_what_the_census_counts(busy_arena, capsys):
     file = io.StringIO()
     mem.report(file)
     text = file.getvalue()
-    for name, frames in stats.frames_by_type.items():
-        (line,) = [line for line in text.splitlines() if line.strip().startswith(name)]
-        assert str(frames) in line.split()
-    assert f"{stats.free_frames:,} free" in text
+    for by_type in stats.frames_by_state.values():
+        for name, frames in by_type.items():
+            (line,) = [line for line in text.splitlines() if line.strip().startswith(name)]
+            assert str(frames) in line.split()
+    assert f"free {stats.free_frames:,}" in " ".join(text.split())
     assert f"fragmentation {stats.fragmentation:.1%}" in " ".join(text.split())
     mem.report()
     assert capsys.readouterr().out == text

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from other_processes import TIMEOUT, Child, file_of, unique_name
 from pageframe import ArenaGoneError, ArenaTruncatedError, ArenaView, Frame, PhysicalMemory
 from pageframe.cli import app as command
-from pageframe.observe.live import BLOCKS, LiveApp, change_text, short, span_text, spark
+from pageframe.observe.live import BLOCKS, LiveApp, change_text, short, spark
 from pageframe.observe.rates import Sampler, rates
+from pageframe.observe.words import age_text
 from types_for_tests import Node, Page, Raw
 
 PICTURES = Path(__file__).parents[1] / "build" / "top"
@@ -613,7 +614,7 @@ def test_without_textual_the_command_says_what_to_install(name, mem, monkeypatch
 
 
 def test_times_changes_names_and_bars_are_short():
-    assert [span_text(s) for s in (-1, 0, 9.96, 10, 61, 3600, 90061)] == [
+    assert [age_text(s) for s in (-1, 0, 9.96, 10, 61, 3600, 90061)] == [
         "0.0 s", "0.0 s", "10.0 s", "10 s", "1 min 1 s", "1 h 0 min", "1 d 1 h",
     ]  # fmt: skip
     assert [change_text(n) for n in (None, 0, 5, -1234)] == ["", "0", "+5", "-1,234"]

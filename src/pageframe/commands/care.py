@@ -19,19 +19,15 @@ from pageframe import ArenaDamagedError, ArenaView, BadArenaError, PhysicalMemor
 from pageframe.commands.common import (
     ArenaName,
     Json,
-    add_row,
     attach,
     damaged,
     fail,
-    new_console,
-    new_table,
-    number,
     open_view,
     print_json,
     reason,
-    say,
-    shown,
 )
+from pageframe.observe.tables import add_row, new_console, new_table, say
+from pageframe.observe.words import counted, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -123,7 +119,7 @@ def print_audit(console: Console, report: AuditReport, repair: bool) -> None:
         (report.damaged, "whose count, bit and holders no crash can bring about"),
     ):
         if paddrs:
-            say(console, f"{number(len(paddrs), 'frame')} {what}:")
+            say(console, f"{counted(len(paddrs), 'frame')} {what}:")
             for paddr in paddrs[:SHOWN]:
                 say(console, f"  {paddr:#x}")
             if len(paddrs) > SHOWN:
@@ -151,7 +147,7 @@ def trim(arena: ArenaName, as_json: Json = False) -> None:
     if as_json:
         print_json({"frames": frames, "bytes": frames * page_size})
     else:
-        typer.echo(f"{number(frames, 'frame')}, {number(frames * page_size, 'byte')} given back")
+        typer.echo(f"{counted(frames, 'frame')}, {counted(frames * page_size, 'byte')} given back")
 
 
 # -- rm ----------------------------------------------------------------------------------------
@@ -213,7 +209,7 @@ def remove(name: str, force: bool) -> str | None:
     else:
         if living and not force:
             pids = ", ".join(str(client.pid) for client in living[:SHOWN])
-            return f"in use by {number(len(living), 'client')} (pid {pids}); --force removes its name"
+            return f"in use by {counted(len(living), 'client')} (pid {pids}); --force removes its name"
     PhysicalMemory.unlink(**place)
     return None
 

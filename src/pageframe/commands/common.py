@@ -9,15 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from pageframe import (
     ArenaDamagedError,
@@ -27,12 +22,12 @@ from pageframe import (
     ClientsFullError,
     PhysicalMemory,
 )
+from pageframe.observe.words import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 A = TypeVar("A", bound=ArenaView)
-WIDE = 200  # columns that a table may take where there is no terminal to say how many there are
 
 ArenaName = Annotated[
     str,
@@ -49,12 +44,6 @@ def fail(message: str, code: int = 2) -> NoReturn:
     """Print a one-line error and exit."""
     typer.echo(f"pageframe: error: {message}", err=True)
     raise typer.Exit(code)
-
-
-def shown(path: Path | str) -> str:
-    """Return a path or a name as it can be printed on one line."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)
 
 
 def reason(error: OSError) -> str:
@@ -101,61 +90,6 @@ def damaged(arena: str, error: ArenaDamagedError) -> NoReturn:
 def arena_label(view: ArenaView) -> str:
     """Return what an arena is called: its name, or the first digits of its id."""
     return shown(view.name) if view.name is not None else (view.id or "")[:8]
-
-
-# -- output for people -------------------------------------------------------------------------
-
-
-def new_console() -> Console:
-    """Return a console that cuts nothing off in a pipe, where lines have no end."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, WIDE)
-    return console
-
-
-def new_table(*columns: str, title: str | None = None) -> Table:
-    """Return a table; columns whose names begin with ">" are of figures."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
-    for name in columns:
-        if name.startswith(">"):
-            table.add_column(name[1:], justify="right", no_wrap=True)
-        else:
-            table.add_column(name, overflow="fold")
-    return table
-
-
-def add_row(table: Table, *cells: object) -> None:
-    """Add a row to a table: whole numbers with commas, all else as it is, nothing taken for markup."""
-    table.add_row(*[Text(f"{cell:,}" if type(cell) is int else str(cell)) for cell in cells])
-
-
-def say(console: Console, text: str = "") -> None:
-    """Print a line, however long, and take nothing for markup."""
-    console.print(Text(text), soft_wrap=True)
-
-
-def number(things: int, one: str) -> str:
-    """Return a number of things in words."""
-    return f"1 {one}" if things == 1 else f"{things:,} {one}s"
-
-
-def percent(part: float, whole: float) -> str:
-    """Return a part of a whole in words."""
-    return f"{part / whole:.1%}" if whole else "0.0%"
-
-
-def age_text(seconds: float) -> str:
-    """Return a length of time in the largest unit that is not more than it."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if abs(seconds) >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def since(moment: float) -> float:
-    """Return how long ago a moment was."""
-    return max(0.0, time.time() - moment)
 
 
 # -- output for programs -----------------------------------------------------------------------

@@ -20,10 +20,11 @@ from rich.text import Text
 
 from pageframe import OutOfFramesError, PhysicalMemory, parse_size, shared_demo
 from pageframe import demo as cache_demo
-from pageframe.commands.common import fail, number, reason, shown
+from pageframe.commands.common import fail, reason
 from pageframe.demo import DemoResult, OneArray, PageCache, Reading, SkippedFile, SourceFile, find_files
 from pageframe.observe.arena_map import ArenaMap, take_map
 from pageframe.observe.picture import draw_map, require_matplotlib
+from pageframe.observe.words import counted, shown
 from pageframe.shared_demo import MAX_WORKERS, SharedResult, WorkerError, create_arena
 
 if TYPE_CHECKING:
@@ -331,11 +332,9 @@ def add_array(table: Table, array: OneArray | None) -> None:
     if array is None:
         table.add_row("one array", "none", "no file could be shown as one")
         return
-    table.add_row(
-        "one array",
-        number(array.pages, "page"),
-        f"in {number(array.kernel_mappings, 'kernel mapping')}, digest {'right' if array.right else 'wrong'}",
-    )
+    digest = "right" if array.right else "wrong"
+    where = f"in {counted(array.kernel_mappings, 'kernel mapping')}, digest {digest}"
+    table.add_row("one array", counted(array.pages, "page"), where)
     table.add_row("", "", Text(f"of {shown(Path(array.path.name))}", overflow="ellipsis"))
 
 
@@ -373,9 +372,11 @@ def sharing_table(result: SharedResult) -> Table:
     table.add_column(f"{stats.size:,} bytes", justify="right")
     table.add_column("")
     table.add_row(
-        "handed over", f"{result.bytes_handed:,} bytes", f"by {number(result.segments, 'handle')} of segments"
+        "handed over",
+        f"{result.bytes_handed:,} bytes",
+        f"by {counted(result.segments, 'handle')} of segments",
     )
-    table.add_row("answered", f"{result.answer_frames:,} frames", f"by {number(result.answers, 'handle')}")
+    table.add_row("answered", f"{result.answer_frames:,} frames", f"by {counted(result.answers, 'handle')}")
     table.add_row("copied from files", f"{result.bytes_read:,} bytes", "")
     table.add_row(
         "copied through pipes",
@@ -385,21 +386,21 @@ def sharing_table(result: SharedResult) -> Table:
     if killed is None:
         table.add_row("killed", "no worker", "there was nothing to hand over")
     else:
-        table.add_row("killed", killed.name, f"pid {killed.pid}, holding {number(killed.frames, 'frame')}")
+        table.add_row("killed", killed.name, f"pid {killed.pid}, holding {counted(killed.frames, 'frame')}")
     for death in result.deaths:
         table.add_row("unexpected death", "", death)
     table.add_row(
-        "reaped", number(result.frames_reaped, "frame"), f"of {number(result.clients_reaped, 'client')}"
+        "reaped", counted(result.frames_reaped, "frame"), f"of {counted(result.clients_reaped, 'client')}"
     )
     for name, frames in result.types_reaped.items():
         table.add_row("", f"{frames:,}", name.rpartition(".")[2])
-    table.add_row("taken back unread", number(result.returned, "message"), "that the dead had not loaded")
+    table.add_row("taken back unread", counted(result.returned, "message"), "that the dead had not loaded")
     table.add_row(
-        "read again", number(result.lost_pieces, "piece"), f"of {number(result.lost_bytes, 'byte')}"
+        "read again", counted(result.lost_pieces, "piece"), f"of {counted(result.lost_bytes, 'byte')}"
     )
     add_array(table, result.array)
     table.add_row("audit", *audit_row(result))
-    table.add_row("still held", number(result.frames_left, "frame"), "after the workers have left")
+    table.add_row("still held", counted(result.frames_left, "frame"), "after the workers have left")
     return table
 
 
@@ -407,7 +408,7 @@ def audit_row(result: SharedResult) -> tuple[str, str]:
     """Return what the audit says in words."""
     audit = result.audit
     assert audit is not None
-    seen = f"in {number(audit.frames, 'frame')}"
+    seen = f"in {counted(audit.frames, 'frame')}"
     if result.sound and audit.clean:
         return "nothing found", seen
     wrong = {

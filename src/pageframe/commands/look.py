@@ -21,32 +21,23 @@ from pageframe import ArenaDamagedError, ArenaInfo, GetFrameError, OpaqueMeta, P
 from pageframe.commands.common import (
     ArenaName,
     Json,
-    add_row,
-    age_text,
     arena_label,
     damaged,
     fail,
-    new_console,
-    new_table,
-    number,
     open_view,
-    percent,
     print_json,
-    say,
-    shown,
-    since,
 )
-from pageframe.observe.arena_map import size_text
 from pageframe.observe.frames import SORTS, STATES, find_frames, frame_row, type_names
+from pageframe.observe.report import report
+from pageframe.observe.tables import add_row, new_console, new_table, say
+from pageframe.observe.words import age_text, counted, percent, shown, since, size_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from rich.console import Console
 
-    from pageframe import ArenaStats, ArenaView
+    from pageframe import ArenaView
 
 LIMIT = 50  # frames that a person is shown
-MESSAGES = 8  # messages in transit that a person is shown
 DIGITS = 8  # of an id, unless more are needed to tell arenas apart
 
 
@@ -146,116 +137,7 @@ def stat(arena: ArenaName, as_json: Json = False) -> None:
             }
         )
         return
-    console = new_console()
-    say(console, f"Arena {label}, id {arena_id}")
-    print_arena(console, stats, created)
-    print_types(console, stats)
-    print_free_runs(console, stats)
-    print_clients(console, stats)
-    print_messages(console, stats)
-
-
-def print_arena(console: Console, stats: ArenaStats, created: float) -> None:
-    """Print what there is of everything."""
-    table = new_table("frames", f">{stats.total_frames:,}", f"of {size_text(stats.page_size)}")
-    for name, frames in (
-        ("free", stats.free_frames),
-        ("used", stats.used_frames),
-        ("reserved", stats.reserved_frames),
-    ):
-        add_row(
-            table,
-            name,
-            frames,
-            f"{percent(frames, stats.total_frames)}, {size_text(frames * stats.page_size)}",
-        )
-    add_row(table, "references", stats.references, "")
-    run = stats.longest_free_run
-    add_row(table, "longest free run", run, f"{size_text(run * stats.page_size)}")
-    add_row(table, "fragmentation", f"{stats.fragmentation:.1%}", "of the free frames are not in that run")
-    add_row(
-        table,
-        "overhead",
-        percent(stats.overhead, stats.size),
-        f"{size_text(stats.overhead)} of {size_text(stats.size)} for the arena's tables",
-    )
-    add_row(table, "age", age_text(since(created)), "")
-    console.print(table)
-
-
-def print_types(console: Console, stats: ArenaStats) -> None:
-    """Print frames by type and state."""
-    states = [state for state in STATES if state in stats.frames_by_state]
-    if not states:
-        return
-    table = new_table("frames by type", *[f">{state}" for state in states])
-    names = dict.fromkeys(name for by_type in stats.frames_by_state.values() for name in by_type)
-    for name in sorted(
-        names, key=lambda name: -sum(by_type.get(name, 0) for by_type in stats.frames_by_state.values())
-    ):
-        add_row(table, shown(name), *[stats.frames_by_state[state].get(name, "") for state in states])
-    console.print(table)
-
-
-def print_free_runs(console: Console, stats: ArenaStats) -> None:
-    """Print the free runs by order, as far as there are any."""
-    if not any(stats.free_runs):
-        return
-    table = new_table("free blocks of", ">order", ">blocks", ">frames", ">useless for this order")
-    for order, blocks in enumerate(stats.free_runs):
-        if blocks:
-            add_row(
-                table,
-                size_text(stats.page_size << order),
-                order,
-                blocks,
-                blocks << order,
-                f"{stats.unusable(order):.1%}",
-            )
-    console.print(table)
-
-
-def print_clients(console: Console, stats: ArenaStats) -> None:
-    """Print who is attached."""
-    if not stats.clients:
-        say(console, "no clients")
-        return
-    table = new_table(">pid", "client", "state", ">frames", ">memory", ">handles", ">mapped", ">sent")
-    for client in stats.clients:
-        add_row(
-            table,
-            str(client.pid),
-            shown(client.name),
-            "alive" if client.alive else "dead",
-            client.frames,
-            size_text(client.bytes),
-            client.handles,
-            client.mappings,
-            client.tickets,
-        )
-    console.print(table)
-
-
-def print_messages(console: Console, stats: ArenaStats) -> None:
-    """Print the oldest messages in transit."""
-    if not stats.tickets:
-        return
-    table = new_table(">message", ">pid", "sender", "state", ">frames", ">memory", ">age", ">expires in")
-    for ticket in stats.tickets[:MESSAGES]:
-        add_row(
-            table,
-            ticket.serial,
-            str(ticket.pid),
-            shown(ticket.name),
-            ticket.state,
-            ticket.frames,
-            size_text(ticket.bytes),
-            age_text(ticket.age),
-            age_text(ticket.expires),
-        )
-    console.print(table)
-    if len(stats.tickets) > MESSAGES:
-        say(console, f"… and {number(len(stats.tickets) - MESSAGES, 'message')} more")
+    new_console().print(report(stats, f"Arena {label}, id {arena_id}", created))
 
 
 # -- frames ------------------------------------------------------------------------------------
@@ -333,7 +215,7 @@ def frames(
     if len(rows):
         console.print(table)
     more = f"the first {len(rows):,} shown (--limit)" if len(rows) < total else "all shown"
-    say(console, f"{number(total, 'frame')}: {more}")
+    say(console, f"{counted(total, 'frame')}: {more}")
     for name, times in by_type.items():
         say(console, f"  {times:,} {shown(name)}")
 

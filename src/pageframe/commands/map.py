@@ -14,10 +14,11 @@ import typer
 from rich.console import Console
 
 from pageframe import ArenaDamagedError
-from pageframe.commands.common import ArenaName, Json, fail, open_view, print_json, reason, shown
+from pageframe.commands.common import ArenaName, Json, fail, open_view, print_json, reason
 from pageframe.observe.arena_map import CELLS, ArenaMap, take_map
 from pageframe.observe.picture import SUFFIXES, draw_map, require_matplotlib
 from pageframe.observe.terminal import ROWS, MapText, row_cells
+from pageframe.observe.words import shown
 
 
 class By(StrEnum):

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from pageframe.commands.common import ArenaName, fail, open_view, shown
+from pageframe.commands.common import ArenaName, fail, open_view
+from pageframe.observe.words import shown
 
 
 def top(

@@ -43,6 +43,7 @@ from pageframe import (
     ReservedMemoryMeta,
     UnusableMemoryMeta,
 )
+from pageframe.observe.words import counted, shown, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -120,7 +121,7 @@ class Category(NamedTuple):
     @property
     def label(self) -> str:
         """The name as it can be shown: printable, and not too long."""
-        label = printable(self.name)
+        label = shown(self.name)
         return label if len(label) <= NAME else label[: NAME - 1] + "…"
 
 
@@ -176,26 +177,6 @@ class Kinds(NamedTuple):
 
     frames_per_cell: int
     frames: NDArray[np.uint32]
-
-
-def printable(text: str) -> str:
-    """Return a name that others have given as it can be shown on one line."""
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-
-def size_text(size: int) -> str:
-    """Return a number of bytes in the largest unit in which it takes few digits."""
-    value, unit = float(size), "bytes"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.4g} {unit}"
-
-
-def frames_text(frames: int) -> str:
-    """Return a number of frames in words."""
-    return "1 frame" if frames == 1 else f"{frames:,} frames"
 
 
 def frames_in_cell(frames: int, cells: int) -> int:
@@ -413,7 +394,7 @@ def runs_text(arena: ArenaMap) -> str:
         return "No frame is free."
     return (
         f"Fragmentation {arena.fragmentation:.1%}: the longest free run is "
-        f"{arena.longest_free_run:,} of {frames_text(arena.free_frames)}."
+        f"{arena.longest_free_run:,} of {counted(arena.free_frames, 'frame')}."
     )
 
 
@@ -424,7 +405,7 @@ def title_text(arena: ArenaMap) -> tuple[str, str]:
         size = size_text(arena.frames_per_cell * arena.page_size)
         cell = f"A cell is {arena.frames_per_cell:,} frames, {size}"
     return (
-        f"Arena of {size_text(arena.size)}: {frames_text(arena.frames)} of {size_text(arena.page_size)}, "
-        f"{arena.free_frames:,} free",
+        f"Arena of {size_text(arena.size)}: {counted(arena.frames, 'frame')} of "
+        f"{size_text(arena.page_size)}, {arena.free_frames:,} free",
         cell,
     )

@@ -21,13 +21,11 @@ from pageframe.observe.arena_map import (
     STYLES,
     ArenaMap,
     Style,
-    frames_text,
-    printable,
     runs_text,
-    size_text,
     take_map,
     title_text,
 )
+from pageframe.observe.words import counted, shown, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -117,7 +115,7 @@ def arena_html(mem: ArenaView) -> str:
 
 def value_html(value: Any) -> str:
     """Return a value of metadata."""
-    text = printable(str(value))
+    text = shown(str(value))
     return escape(text if len(text) <= VALUE else text[: VALUE - 1] + "…")
 
 
@@ -133,7 +131,7 @@ def frames_html(handle: Segment[Any] | FrameVec[Any]) -> str:
             meta = few.meta
     except PageFrameError:
         return f"<pre>{escape(repr(handle))}</pre>"
-    head = f"{type(handle).__name__} of {frames_text(count)}, {size_text(size)}{where}: {printable(name)}"
+    head = f"{type(handle).__name__} of {counted(count, 'frame')}, {size_text(size)}{where}: {shown(name)}"
     fields = (meta.dtype.names or ())[:FIELDS]
     rows = [
         [f"{paddr:#x}", *(value_html(row[field]) for field in fields)]

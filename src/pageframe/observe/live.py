@@ -30,10 +30,11 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import DataTable, Footer, Static
 
 from pageframe import BadArenaError, PageFrameError, TicketInfo
-from pageframe.observe.arena_map import frames_text, size_text, take_map
+from pageframe.observe.arena_map import take_map
 from pageframe.observe.frames import RESERVED, STATES, find_frames, frame_row, type_names
 from pageframe.observe.rates import Rates, Sample, Sampler, rates
 from pageframe.observe.terminal import MapText, row_cells
+from pageframe.observe.words import age_text, counted, shown, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,20 +60,6 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 # -- words ---------------------------------------------------------------------------------------
 
 
-def span_text(seconds: float) -> str:
-    """Return a time in its two largest units."""
-    if seconds < 10:
-        return f"{max(seconds, 0):.1f} s"
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    whole = int(seconds)
-    first = next(i for i, (_, size) in enumerate(units) if whole >= size)
-    words = []
-    for unit, size in units[first : first + 2]:
-        words.append(f"{whole // size} {unit}")
-        whole %= size
-    return " ".join(words)
-
-
 def change_text(change: int | None) -> str:
     """Return by how much a number has changed; nothing if that is not known."""
     return "" if change is None else f"{change:+,}" if change else "0"
@@ -88,7 +75,7 @@ def spark(values: Sequence[float], width: int) -> str:
 
 def short(name: str, width: int) -> str:
     """Return a name that takes no more than some columns."""
-    name = name if name.isprintable() else ascii(name)
+    name = shown(name)
     return name if len(name) <= width else name[: width - 1] + "…"
 
 
@@ -118,9 +105,8 @@ class Column(NamedTuple):
     def cell(self, row: Any) -> Text:
         """Return what is shown of a row, one space from what is on its left."""
         value = row if self.value is None else self.value(row)
-        shown = self.text(row) if self.text else f"{value:,}" if isinstance(value, int) else str(value)
-        shown = shown if shown.isprintable() else ascii(shown)
-        return Text(f" {shown}", justify="right" if self.right else "left", no_wrap=True)
+        text = self.text(row) if self.text else f"{value:,}" if isinstance(value, int) else str(value)
+        return Text(f" {shown(text)}", justify="right" if self.right else "left", no_wrap=True)
 
 
 class Table(DataTable[Text], Generic[T]):
@@ -298,9 +284,9 @@ TYPES = (
 
 MESSAGES = (
     Column("number", lambda row: row.serial, lambda row: str(row.serial)),
-    Column("age", lambda row: row.age, lambda row: span_text(row.age)),
+    Column("age", lambda row: row.age, lambda row: age_text(row.age)),
     Column(
-        "expires", lambda row: row.expires, lambda row: span_text(row.expires) if row.expires > 0 else "due"
+        "expires", lambda row: row.expires, lambda row: age_text(row.expires) if row.expires > 0 else "due"
     ),
     Column("frames", lambda row: row.frames),
     Column("size", lambda row: row.bytes, lambda row: size_text(row.bytes)),
@@ -815,7 +801,7 @@ class LiveApp(App[None]):
             lines = legend.plain.count("\n") + 1
             if lines <= self.legend_lines:
                 row = columns * arena.frames_per_cell * stats.page_size
-                where = f"by {self.by}; cell {frames_text(arena.frames_per_cell)}, row {size_text(row)}"
+                where = f"by {self.by}; cell {counted(arena.frames_per_cell, 'frame')}, row {size_text(row)}"
                 title = Text(f"{where}; hollow: under half", no_wrap=True, overflow="ellipsis")
                 rows = (line for line in drawing.rows(columns, row, False) if isinstance(line, Text))
                 return Group(title, legend, *rows)
@@ -861,7 +847,7 @@ class LiveApp(App[None]):
         """Return what the arena is, and how full."""
         usable = stats.total_frames - stats.reserved_frames
         part = stats.used_frames / usable if usable else 1.0
-        age = span_text(time.time() - self.view.created)
+        age = age_text(time.time() - self.view.created)
         text = Text(no_wrap=True, overflow="ellipsis")
         text.append(f" {short(self.label, 30)}  {size_text(stats.size)}, ")
         text.append(f"{stats.total_frames:,} frames of {size_text(stats.page_size)}, age {age}\n")

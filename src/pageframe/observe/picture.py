@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pageframe.observe.arena_map import FREE, STYLES, runs_text, size_text, take_map, title_text
+from pageframe.observe.arena_map import FREE, STYLES, runs_text, take_map, title_text
+from pageframe.observe.words import size_text
 
 if TYPE_CHECKING:
     import os

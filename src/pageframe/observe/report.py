@@ -8,145 +8,135 @@ from __future__ import annotations
 
 from typing import IO, TYPE_CHECKING
 
-from rich import box
-from rich.console import Console, Group
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
-from pageframe.observe.arena_map import frames_text, printable, size_text
+from pageframe.observe.frames import STATES
+from pageframe.observe.tables import add_row, new_console, new_table
+from pageframe.observe.words import age_text, counted, percent, shown, since, size_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
     from pageframe import ArenaStats, ArenaView
 
-MESSAGES = 10  # that are shown one by one
-STATES = ("shared", "unique", "in a list", "busy", "orphan")
+MESSAGES = 8  # in transit that are shown one by one
 
 
-def report(stats: ArenaStats, name: str | None = None) -> Group:
-    """Return the figures of an arena as rich prints them: those of a private one if it has no clients.
+def report(stats: ArenaStats, title: str, created: float) -> Group:
+    """Return the figures of an arena as rich prints them.
 
     Parameters
     ----------
     stats
         The figures.
-    name
+    title
         What the arena is called.
+    created
+        When it was made.
     """
-    title = f"Arena {printable(name)}" if name else "Arena"
-    frames = f"{frames_text(stats.total_frames)} of {size_text(stats.page_size)}"
-    head = Text(f"{title} of {size_text(stats.size)}: {frames}", style="bold")
-    facts = Text(
-        f"{stats.used_frames:,} used, {stats.free_frames:,} free, {stats.reserved_frames:,} reserved; "
-        f"{stats.references:,} references, of which this process has {stats.raw_references:,} raw; "
-        f"slots of {stats.slot_size} bytes, all tables {size_text(stats.overhead)}"
-    )
-    parts: list[RenderableType] = [head, facts, frames_table(stats), free_runs_table(stats)]
+    parts: list[RenderableType] = [Text(title), arena_table(stats, created)]
+    if stats.frames_by_state:
+        parts.append(types_table(stats))
+    if any(stats.free_runs):
+        parts.append(free_runs_table(stats))
     if stats.clients:
         parts.append(clients_table(stats))
     if stats.tickets:
-        parts.append(tickets_table(stats))
+        parts.append(messages_table(stats))
+    if (more := len(stats.tickets) - MESSAGES) > 0:
+        parts.append(Text(f"… and {counted(more, 'message')} more"))
     return Group(*parts)
 
 
-def new_table(title: str, *columns: str, names: int = 1) -> Table:
-    """Return a table of figures, of which the first columns are names."""
-    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(columns):
-        if number < names:
-            table.add_column(column, overflow="ellipsis", no_wrap=True)
-        else:
-            table.add_column(column, justify="right", no_wrap=True)
+def arena_table(stats: ArenaStats, created: float) -> Table:
+    """Return what there is of everything."""
+    table = new_table("frames", f">{stats.total_frames:,}", f"of {size_text(stats.page_size)}")
+    for name, frames in (
+        ("free", stats.free_frames),
+        ("used", stats.used_frames),
+        ("reserved", stats.reserved_frames),
+    ):
+        share = percent(frames, stats.total_frames)
+        add_row(table, name, frames, f"{share}, {size_text(frames * stats.page_size)}")
+    raw = f"{stats.raw_references:,} of them raw ones of this process" if stats.raw_references else ""
+    add_row(table, "references", stats.references, raw)
+    run = stats.longest_free_run
+    add_row(table, "longest free run", run, f"{size_text(run * stats.page_size)}")
+    add_row(table, "fragmentation", f"{stats.fragmentation:.1%}", "of the free frames are not in that run")
+    add_row(
+        table,
+        "overhead",
+        percent(stats.overhead, stats.size),
+        f"{size_text(stats.overhead)} of {size_text(stats.size)} for the arena's tables",
+    )
+    add_row(table, "age", age_text(since(created)), "")
     return table
 
 
-def shown_number(number: int) -> str:
-    """Return a number for a table in which most are 0."""
-    return f"{number:,}" if number else ""
-
-
-def frames_table(stats: ArenaStats) -> Table:
-    """Return the frames by type and state; those of the arena itself are in no state."""
+def types_table(stats: ArenaStats) -> Table:
+    """Return the used frames by type and state, the most frequent types first."""
     states = [state for state in STATES if state in stats.frames_by_state]
-    table = new_table("Frames by type and state", "type", *states, "all", "bytes")
-    types = dict.fromkeys([*stats.frames_by_type, *(t for s in states for t in stats.frames_by_state[s])])
-    for name in types:
-        by_state = [stats.frames_by_state[state].get(name, 0) for state in states]
-        frames = max(sum(by_state), stats.frames_by_type.get(name, 0))
-        table.add_row(
-            Text(printable(name)),
-            *map(shown_number, by_state),
-            f"{frames:,}",
-            size_text(frames * stats.page_size),
-        )
-    table.add_row(
-        "free", *[""] * len(states), f"{stats.free_frames:,}", size_text(stats.free_frames * stats.page_size)
-    )
+    table = new_table("frames by type", *[f">{state}" for state in states])
+    names = dict.fromkeys(name for by_type in stats.frames_by_state.values() for name in by_type)
+
+    def frames(name: str) -> int:
+        return sum(by_type.get(name, 0) for by_type in stats.frames_by_state.values())
+
+    for name in sorted(names, key=frames, reverse=True):
+        add_row(table, shown(name), *[stats.frames_by_state[state].get(name, "") for state in states])
     return table
 
 
 def free_runs_table(stats: ArenaStats) -> Table:
-    """Return the free blocks of each size, and what part of the free frames is of no use for such a block."""
-    table = new_table(
-        f"Free runs: the longest is {frames_text(stats.longest_free_run)}, "
-        f"fragmentation {stats.fragmentation:.1%}",
-        "order",
-        "block",
-        "free blocks",
-        "frames",
-        "unusable",
-        names=0,
-    )
-    last = max((order for order, blocks in enumerate(stats.free_runs) if blocks), default=-1)
-    for order, blocks in enumerate(stats.free_runs[: last + 1]):
-        table.add_row(
-            str(order),
-            size_text(stats.page_size << order),
-            f"{blocks:,}",
-            f"{blocks << order:,}",
-            f"{stats.unusable(order):.1%}",
-        )
+    """Return the free blocks by order, as far as there are any."""
+    table = new_table("free blocks of", ">order", ">blocks", ">frames", ">useless for this order")
+    for order, blocks in enumerate(stats.free_runs):
+        if blocks:
+            block, useless = size_text(stats.page_size << order), f"{stats.unusable(order):.1%}"
+            add_row(table, block, order, blocks, blocks << order, useless)
     return table
 
 
 def clients_table(stats: ArenaStats) -> Table:
-    """Return the processes that are attached."""
-    table = new_table(
-        "Clients", "program", "", "pid", "frames", "bytes", "handles", "mappings", "messages", names=2
-    )
+    """Return who is attached."""
+    table = new_table(">pid", "client", "state", ">frames", ">memory", ">handles", ">mapped", ">sent")
     for client in stats.clients:
-        table.add_row(
-            Text(printable(client.name)),
-            "" if client.alive else "dead",
+        add_row(
+            table,
             str(client.pid),
-            f"{client.frames:,}",
+            shown(client.name),
+            "alive" if client.alive else "dead",
+            client.frames,
             size_text(client.bytes),
-            f"{client.handles:,}",
-            f"{client.mappings:,}",
-            f"{client.tickets:,}",
+            client.handles,
+            client.mappings,
+            client.tickets,
         )
     return table
 
 
-def tickets_table(stats: ArenaStats) -> Table:
+def messages_table(stats: ArenaStats) -> Table:
     """Return the oldest messages in transit."""
-    more = len(stats.tickets) - MESSAGES
-    title = "Messages in transit" + (f", the oldest; {more:,} more" if more > 0 else "")
-    table = new_table(title, "sender", "state", "pid", "first frame", "frames", "age", "expires in", names=2)
+    table = new_table(">message", ">pid", "sender", "state", ">frames", ">memory", ">age", ">expires in")
     for ticket in stats.tickets[:MESSAGES]:
-        table.add_row(
-            Text(printable(ticket.name)),
-            ticket.state,
+        add_row(
+            table,
+            ticket.serial,
             str(ticket.pid),
-            f"{ticket.paddr:#x}",
-            f"{ticket.frames:,}",
-            f"{ticket.age:.1f} s",
-            f"{ticket.expires:.1f} s",
+            shown(ticket.name),
+            ticket.state,
+            ticket.frames,
+            size_text(ticket.bytes),
+            age_text(ticket.age),
+            age_text(ticket.expires),
         )
     return table
 
 
 def print_report(mem: ArenaView, file: IO[str] | None) -> None:
     """Print the figures of an arena; see `ArenaView.report`."""
-    Console(file=file, highlight=False).print(report(mem.stats(), mem.name))
+    name = f" {shown(mem.name)}" if mem.name else ""
+    title = f"Arena{name} of {size_text(mem.size)}" + (f", id {mem.id}" if mem.shared else "")
+    new_console(file).print(report(mem.stats(), title, mem.created))
