@@ -119,7 +119,7 @@ def clients_table(stats: ArenaStats) -> Table:
 
 def messages_table(stats: ArenaStats) -> Table:
     """Return the oldest messages in transit."""
-    table = new_table(">message", ">pid", "sender", "state", ">frames", ">memory", ">age", ">expires in")
+    table = new_table(">message", ">pid", "sender", "state", ">frames", ">age", ">expires in")
     for ticket in stats.tickets[:MESSAGES]:
         add_row(
             table,
@@ -128,7 +128,6 @@ def messages_table(stats: ArenaStats) -> Table:
             shown(ticket.name),
             ticket.state,
             ticket.frames,
-            size_text(ticket.bytes),
             age_text(ticket.age),
             age_text(ticket.expires),
         )
