@@ -574,6 +574,31 @@ def test_an_address_that_is_no_frames_is_an_error(name, paddr, match):
         assert re.search(match, error("holders", name, paddr))
 
 
+# -- events ------------------------------------------------------------------------------------
+
+
+def test_events_are_shown_of_a_process_that_was_killed(name, monkeypatch):
+    monkeypatch.setenv("PAGEFRAME_DEBUG", "trace")
+    with PhysicalMemory.create(MIB, name) as mem:
+        with Child(
+            "frame = PhysicalMemory.attach(NAME).alloc_frame(); tell(frame.start_paddr)\nwait()", name
+        ) as child:
+            paddr = int(child.hear())
+            child.kill()
+        mem.reap()
+        [claim] = facts("events", name, "--pid", child.pid)
+        assert (claim["event"], claim["paddr"], claim["pid"]) == ("claim", paddr, child.pid)
+        assert re.search(rf" {child.pid} +\d+ +claim +{paddr:#x}", shown("events", name, "--pid", child.pid))
+        assert [event["event"] for event in facts("events", name)] == list(mem.events()["event"])
+        assert len(facts("events", name, "--limit", 1)) == 1
+        assert "the last 0 shown" in shown("events", name, "--limit", 0)
+
+
+def test_events_of_an_arena_that_keeps_none_are_an_error(name):
+    with PhysicalMemory.create(MIB, name):
+        assert "PAGEFRAME_DEBUG=trace is to be set where it is made" in error("events", name)
+
+
 # -- audit, reap, rm ---------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "stat": "look.stat",
     "frames": "look.frames",
     "holders": "look.holders",
+    "events": "look.events",
     "map": "map.map_arena",
     "top": "top.top",
     "reap": "care.reap",

@@ -2,7 +2,7 @@
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-"""`pageframe ls`, `stat`, `frames` and `holders`: looking at arenas, which changes nothing."""
+"""`pageframe ls`, `stat`, `frames`, `holders` and `events`: looking at arenas, which changes nothing."""
 
 from __future__ import annotations
 
@@ -318,3 +318,44 @@ def plain_value(value: Any) -> Any:
     """Return the value of a field as Python has it; bytes as text."""
     value = value.tolist()
     return value.hex() if isinstance(value, bytes) else value
+
+
+# -- events ------------------------------------------------------------------------------------
+
+
+def events(
+    arena: ArenaName,
+    pid: Annotated[
+        int | None, typer.Option(metavar="PID", help="Those of this process.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="The last so many.", show_default=f"{LIMIT}; all with --json"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what was done last to frames, if the arena was made with PAGEFRAME_DEBUG=trace.
+
+    Events of processes that were killed are there, too.
+    """
+    with open_view(arena) as view:
+        try:
+            found = view.events(pid)
+        except TypeError as error:
+            fail(f"{shown(arena)}: {error}")
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    if limit is None and not as_json:
+        limit = LIMIT
+    rows = found if limit is None else found[max(0, len(found) - limit) :]
+    if as_json:
+        names = found.dtype.names or ()
+        print_json([dict(zip(names, row, strict=True)) for row in rows.tolist()])
+        return
+    table = new_table(">seconds ago", ">pid", ">lane", "event", ">paddr")
+    for row in rows:
+        ago = f"{(now - int(row['time'])) / 1e9:.6f}"
+        add_row(table, ago, str(row["pid"]), int(row["lane"]), row["event"], f"{row['paddr']:#x}")
+    console = new_console()
+    if len(rows):
+        console.print(table)
+    say(console, f"{counted(len(found), 'event')}: the last {len(rows):,} shown")
