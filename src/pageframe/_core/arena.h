@@ -252,6 +252,7 @@ typedef struct pf_arena {
 
 #define PF_WATCH_TRACES 1u
 #define PF_WATCH_ACCOUNTS 2u
+#define PF_WATCH_POISON 4u /* not to be told, but ends of lives go the long way */
 
 /* From now on it is to be told.  Release pairs with the acquire in pf_let_go(): who sees
  * the bit sees what was set up for it. */

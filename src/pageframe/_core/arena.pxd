@@ -45,6 +45,7 @@ cdef extern from "arena.h" nogil:
         PF_CLIENT_USED
         PF_WATCH_TRACES
         PF_WATCH_ACCOUNTS
+        PF_WATCH_POISON
     const uint64_t PF_MAGIC
     const uint32_t PF_BYTE_ORDER
 

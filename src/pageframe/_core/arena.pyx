@@ -272,6 +272,8 @@ cdef class Arena:
         a.ticket_capacity = header.ticket_capacity
         a.area_size = header.area_size
         a.debug = header.flags & (PF_POISON | PF_TRACE)
+        if a.debug & PF_POISON:
+            pf_watch(a, PF_WATCH_POISON)
         if a.client_capacity:
             a.clients = <pf_client *>(a.base + header.tables[PF_TABLE_CLIENTS].offset)
             a.tickets = <pf_ticket *>(a.base + header.tables[PF_TABLE_TICKETS].offset)

@@ -163,9 +163,11 @@ static inline int pf_ref_put(pf_arena *a, pf_slot *s) {
 /* End a life: the slot must be busy, and ours.  Every life ends here.  The client is
  * the last holder: this one, or the one that is reaped. */
 static inline void pf_end_life_of(pf_arena *a, pf_slot *s, uint32_t client) {
-    pf_let_go(a, pf_frame_of(a, s));
-    if (a->debug & PF_POISON)
-        pf_poison(a, s, client);
+    if (pf_load_acquire_u32(&a->watched)) {
+        pf_let_go(a, pf_frame_of(a, s));
+        if (a->debug & PF_POISON)
+            pf_poison(a, s, client);
+    }
     pf_slot_retire(s);
 }
 
