@@ -404,6 +404,47 @@ def test_users_own_adaptors_are_asked_and_what_they_give_counts_once(mem):
     assert (stats.used_frames, sibling.used_frames, pool.used_frames) == (0, 0, 0)
 
 
+class Rounding(Adaptor):
+    """Gives more frames than it is asked for."""
+
+    def alloc_frames(self, n, meta=None, zeroed=True):
+        return super().alloc_frames(-(-n // 8) * 8, meta, zeroed)
+
+
+def test_what_a_users_own_adaptor_gives_beyond_what_was_wanted_is_charged_too(mem):
+    limit = LimitAdaptor(Rounding(mem), 12 * PAGE)
+    with limit.alloc_frames(1):
+        assert limit.used_frames == limit.upstream.used_frames == 8
+        with pytest.raises(pf.QuotaExceededError, match=r"of a limit of 12 frames .* 9 are used"):
+            limit.alloc_frames(1)
+        assert limit.used_frames == limit.upstream.used_frames == 8
+        assert len(list(limit.alloc_segment(4))) == 4
+    assert limit.used_frames == limit.upstream.used_frames == 0
+    assert len(limit.alloc_segment(12)) == 12
+
+
+class Growing:
+    """A length that is another one each time it is asked for."""
+
+    def __init__(self, *lengths):
+        self.lengths = iter(lengths)
+
+    def __index__(self):
+        return next(self.lengths)
+
+
+def test_a_shape_that_grows_while_it_is_looked_at_does_not_get_past_the_limit(mem):
+    limit = LimitAdaptor(mem, 4 * PAGE)
+    with pytest.raises(pf.QuotaExceededError):
+        limit.zeros((Growing(1, 5 * PAGE),), "u1")
+    assert limit.used_frames == 0
+    array = limit.zeros((Growing(1, 3 * PAGE),), "u1")
+    assert limit.used_frames == 3
+    del array
+    assert limit.used_frames == 0
+    assert len(limit.alloc_frames(4)) == 4
+
+
 def test_what_a_users_own_adaptor_got_elsewhere_counts_nowhere(mem):
     elsewhere = Liar(mem, "1 MiB")
     stats = StatisticsAdaptor(StatisticsAdaptor(elsewhere))

@@ -34,6 +34,7 @@ cdef class Adaptor:
     cdef int check(self) except -1
     cdef uint64_t frames_of(self, object nbytes) except? 0
     cdef object run(self, uint64_t wanted, object method, tuple args, dict kwargs)
+    cdef int charge(self, uint64_t frames) except -1
     cdef void log_failure(self, uint64_t wanted) noexcept
     cdef int settle(self, object handle, uint64_t wanted) except -1
     cdef bint take(self, uint64_t frame, uint32_t *type_id) noexcept

@@ -206,21 +206,27 @@ cdef class Adaptor:
 
     cdef object run(self, uint64_t wanted, object method, tuple args, dict kwargs):
         """Allocate: charge the account, ask the upstream, settle."""
-        cdef pf_account *account = self.account
-        cdef unsigned shift = self.mem.a.page_shift
-        if not pf_account_charge(account, wanted):
-            self.log_failure(wanted)
-            raise QuotaExceededError(
-                f"{wanted} frames ({wanted << shift} bytes) wanted; of a limit of {account.limit} frames "
-                f"({account.limit << shift} bytes) {pf_load_relaxed_u64(&account.charged)} are used")
+        cdef uint64_t charged = 0
         try:
+            self.charge(wanted)
+            charged = wanted
             handle = method(*args, **kwargs)
             self.settle(handle, wanted)
         except BaseException:
-            pf_account_refund(account, wanted)
+            pf_account_refund(self.account, charged)
             self.log_failure(wanted)
             raise
         return handle
+
+    cdef int charge(self, uint64_t frames) except -1:
+        """Charge the account, if the limit allows it."""
+        cdef pf_account *account = self.account
+        cdef unsigned shift = self.mem.a.page_shift
+        if not pf_account_charge(account, frames):
+            raise QuotaExceededError(
+                f"{frames} frames ({frames << shift} bytes) wanted; of a limit of {account.limit} frames "
+                f"({account.limit << shift} bytes) {pf_load_relaxed_u64(&account.charged)} are used")
+        return 0
 
     cdef void log_failure(self, uint64_t wanted) noexcept:
         pf_account_log(&self.mem.a, self.account, PF_LOG_FAILURE, 0, 0, wanted)
@@ -228,12 +234,13 @@ cdef class Adaptor:
     cdef int settle(self, object handle, uint64_t wanted) except -1:
         """Take the frames of a fresh handle into the account: these, and no others, are charged."""
         cdef uint64_t got = 0
-        cdef uint64_t i, first, count, entry
+        cdef uint64_t first = 0
+        cdef uint64_t i, count, entry
         cdef uint32_t type_id = 0
         cdef unsigned level
         cdef pf_arena *a = &self.mem.a
-        cdef FrameVec vec
-        cdef Mapping mapping
+        cdef FrameVec vec = None
+        cdef Mapping mapping = None
         cdef object owner = handle
         cdef FrameBytes base
         if isinstance(handle, FrameArray):
@@ -245,28 +252,32 @@ cdef class Adaptor:
         if isinstance(owner, FrameVec):
             vec = owner
             vec.check()
-            for i in range(<uint64_t>vec.count):
-                got += self.take(vec.frames[i], &type_id)
+            count = vec.count
         elif isinstance(owner, Mapping):
             mapping = owner
             mapping.check()
             count = mapping.count // 2 if isinstance(owner, Ring) else mapping.count
-            for i in range(count):
+        elif isinstance(owner, Segment):
+            (<Segment>owner).check()
+            first, count = (<Segment>owner).first, (<Segment>owner).count
+        else:
+            first, count = pf_frame_of(a, held(<Handle?>owner)), 1
+        if count > wanted:      # a user's own upstream gives what it likes
+            self.charge(count - wanted)
+            wanted = count
+        # From here on nothing raises.
+        for i in range(count):
+            if vec is not None:
+                got += self.take(vec.frames[i], &type_id)
+            elif mapping is not None:
                 entry = lookup(&mapping.space.table, i, &level)
                 got += self.take(frame_of_entry(entry) + (i & (span(level) - 1)), &type_id)
-        else:
-            if isinstance(owner, Segment):
-                (<Segment>owner).check()
-                first, count = (<Segment>owner).first, (<Segment>owner).count
             else:
-                first, count = pf_frame_of(a, held(<Handle?>owner)), 1
-            for i in range(count):
                 got += self.take(first + i, &type_id)
         pf_account_add(self.account, type_id, got)
         if self.account.log != NULL:
             pf_log_break(self.account.log)
-        if got < wanted:
-            pf_account_refund(self.account, wanted - got)
+        pf_account_refund(self.account, wanted - got)
         return 0
 
     cdef bint take(self, uint64_t frame, uint32_t *type_id) noexcept:
