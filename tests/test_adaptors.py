@@ -454,6 +454,20 @@ def test_what_a_users_own_adaptor_got_elsewhere_counts_nowhere(mem):
     assert stats.used_frames == stats.upstream.used_frames == elsewhere.used_frames == 0
 
 
+def test_types_of_one_name_count_together(mem):
+    def make(kind):
+        class Twin(pf.UntypedFrameMeta):
+            number: kind
+
+        return Twin
+
+    stats = StatisticsAdaptor(mem)
+    narrow, wide = make(pf.u32), make(pf.u64)
+    with stats.alloc_frames(3, narrow):
+        stats.alloc_frames(2, wide).drop()
+        assert stats.by_type == {narrow.__layout__.name: (3, 5)}
+
+
 def test_what_is_no_frame_of_the_arena_is_refused(mem):
     liar = Liar(mem, "1 MiB")
     stats = StatisticsAdaptor(liar)

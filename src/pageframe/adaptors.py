@@ -96,13 +96,16 @@ class StatisticsAdaptor(Adaptor):
     def by_type(self) -> dict[str, tuple[int, int]]:
         """Frames in use, and the most at a time: name of a metadata type -> (current, peak).
 
-        The type is the one that a frame was allocated with.
+        The type is the one that a frame was allocated with. Of types that have one name in
+        common, such as a class and what it was before it was changed, it is the sum.
         """
         found: dict[str, tuple[int, int]] = {}
         types = self.mem.types
         for type_id, (current, peak) in enumerate(self._figures_by_type()):
             if peak:
-                found[types[type_id].__layout__.name] = current, peak
+                name = types[type_id].__layout__.name
+                others = found.get(name, (0, 0))
+                found[name] = others[0] + current, others[1] + peak
         return found
 
     def reset(self) -> None:
