@@ -10,6 +10,8 @@ import io
 import os
 import pickle
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -579,6 +581,27 @@ def test_a_log_is_written_when_its_adaptor_goes_and_when_the_process_ends(mem, t
     )
     run_program(source, tmp_path / "end")
     assert [line["event"] for line in rows(tmp_path / "end")] == ["allocate"]
+
+
+def test_a_log_that_can_not_be_written_keeps_no_other_from_being_so_at_the_end(tmp_path):
+    program = """
+import ctypes, sys
+import pageframe as pf
+from pageframe.adaptors import LogAdaptor
+
+mem = pf.PhysicalMemory("1 MiB")
+for path in sys.argv[1:]:
+    log = LogAdaptor(mem, path)
+    log.alloc_frame().drop()
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(log))  # nobody but the end of the process closes it
+"""
+    paths = [tmp_path / f"{i}.csv" for i in range(4)]
+    places = [str(where) for path in paths for where in ("/dev/full", path)]
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *places], capture_output=True, text=True, timeout=LIMIT
+    )
+    assert "No space left on device" in ended.stderr
+    assert [[line["event"] for line in rows(path)] for path in paths] == [["allocate", "release"]] * 4
 
 
 def test_a_log_replayed_gives_the_statistics_though_many_frames_go_without_the_interpreter_lock(tmp_path):

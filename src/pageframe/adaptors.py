@@ -118,8 +118,14 @@ logs: weakref.WeakSet[LogAdaptor] = weakref.WeakSet()  # those that have not gon
 
 def close_all() -> None:
     """At the end of the process: write what is still in the logs."""
+    errors = []
     for log in list(logs):
-        log.close()
+        try:
+            log.close()
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 atexit.register(close_all)
