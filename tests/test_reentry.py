@@ -281,3 +281,62 @@ def test_a_vector_that_is_dropped_while_it_is_pickled_is_refused():
             raise AssertionError("it was pickled")
         assert vecs == [] and mem.used_frames == 0 and mem.audit().clean
     """)
+
+
+def test_an_arena_that_its_regions_have_initialised_keeps_what_it_was_made_for():
+    """What is kept for debugging is asked of the environment; that must not change an arena that is there."""
+    survives("""
+        import os
+        mem = pf.PhysicalMemory.__new__(pf.PhysicalMemory)
+        class Regions:
+            def __iter__(self):
+                mem.__init__(2**20)
+                os.environ["PAGEFRAME_DEBUG"] = "trace"
+                return iter(())
+        try:
+            mem.__init__(2**20, regions=Regions())
+        except TypeError as error:
+            assert "initialised already" in str(error)
+        assert mem.debug == frozenset()
+        try:
+            mem.events()
+        except TypeError:
+            pass
+        else:
+            raise AssertionError("it has events")
+    """)
+
+
+def test_an_arena_is_not_mapped_over_another():
+    """What finds the file of a view, or makes an arena's object, may initialise or give one that is used."""
+    survives("""
+        import os, tempfile
+        folder = tempfile.TemporaryDirectory()
+        shared = pf.PhysicalMemory.create(2**20, path=folder.name + "/arena")
+        class Where:
+            def __fspath__(self):
+                used.__init__(2**22)
+                return str(shared.path)
+        class Again(pf.PhysicalMemory):
+            def __new__(cls, *args, **kwargs):
+                return used
+        used = pf.PhysicalMemory.__new__(Again)
+        for make in (
+            lambda: pf.ArenaView.__init__(used, path=Where()),
+            lambda: Again.create(2**21),
+            lambda: Again.attach(path=shared.path),
+        ):
+            open_files = len(os.listdir("/proc/self/fd"))
+            try:
+                make()
+            except TypeError as error:
+                assert "initialised already" in str(error)
+            else:
+                raise AssertionError("it was mapped")
+            assert used.size == 2**22 and not used.shared and used.name is None
+        with used.alloc_frame() as frame:
+            memoryview(frame)[:] = bytes(4096)
+        used.close()
+        shared.close()
+        folder.cleanup()
+    """)

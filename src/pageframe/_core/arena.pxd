@@ -216,6 +216,7 @@ cdef class Arena:
     cdef int64_t child      # while this process forks: the number of the child's client
     cdef int working        # bulk operations of this process that run without the interpreter lock
 
+    cdef int check_new(self) except -1
     cdef int map_private(self, uint64_t size, uint64_t page_size, uint64_t slot_size,
                          bint mappable) except -1
     cdef int map_file(self) except -1

@@ -128,14 +128,19 @@ cdef class Arena:
         if self.map_fd >= 0:
             close(self.map_fd)
 
+    cdef int check_new(self) except -1:
+        """Refuse to initialise an arena once more, which the user's code may have done on the way."""
+        if self.mapping != NULL:
+            raise TypeError(f"this {type(self).__name__} is initialised already")
+        return 0
+
     cdef int map_private(
             self, uint64_t size, uint64_t page_size, uint64_t slot_size, bint mappable) except -1:
         """Map memory of this process alone; paddr 0 is aligned to the page size.
 
         What the arena is to keep for debugging must be known.
         """
-        if self.mapping != NULL:
-            raise TypeError("this arena is initialised already")
+        self.check_new()
         self.mapping_size = size + page_size
         self.mapping = map_anonymous(self.mapping_size, 0)
         self.set_geometry(size, page_size, slot_size)
@@ -169,6 +174,7 @@ cdef class Arena:
         """Map a file: the arena, and behind it the areas of its clients."""
         cdef uint64_t span = size + areas
         cdef int mapped
+        self.check_new()
         self.mapping_size = span + page_size
         self.mapping = map_memory(
             NULL, self.mapping_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1)

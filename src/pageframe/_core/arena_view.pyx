@@ -72,8 +72,7 @@ cdef class ArenaView(Arena):
     """
 
     def __init__(self, name=None, *, path=None, id=None):
-        if self.mapping != NULL:
-            raise TypeError("this view is initialised already")
+        self.check_new()
         if id is not None:
             if name is not None or path is not None:
                 raise TypeError("an arena is named by its name, its path or its id: by one of them")
@@ -89,6 +88,9 @@ cdef class ArenaView(Arena):
     cdef int show_file(self, int fd, object where, bint writable) except -1:
         """Map the arena in an open file, which is this object's from now on."""
         label = "the arena" if where is None else str(where)
+        if self.mapping != NULL:
+            os.close(fd)
+            self.check_new()
         self.fd = fd
         self.path = where
         header = backing.read_header(fd, label)

@@ -190,15 +190,15 @@ cdef class PhysicalMemory(ArenaView):
                  bint mappable=True, allocator=None):
         cdef uint64_t page = power_of_two("page_size", page_size, 4096, 1 << 30)
         cdef uint64_t slot = power_of_two("slot_size", slot_size, 64, 256)
-        if self.mapping != NULL:
-            raise TypeError("this arena is initialised already")
         if allocator is not None and not isinstance(allocator, FrameAllocator):
             raise TypeError(
                 f"{type(allocator).__name__} is no FrameAllocator: it needs alloc, dealloc and "
                 "add_free_memory")
         size = arena_size(size, page)
         covered = cover(regions, size, page)
-        self.a.debug = debug_flags()
+        debug = debug_flags()
+        self.check_new()
+        self.a.debug = debug
         self.a.my_lane = my_lane
         self.map_private(size, page, slot, mappable)
         if populate:
@@ -319,6 +319,7 @@ cdef class PhysicalMemory(ArenaView):
                             raise
                         continue
             self = cls.__new__(cls)
+            self.check_new()
             self.fd = backing.create_file(where, sharing.id.hex(), size + areas, size)
             self.path = where
             self.a.debug = debug
