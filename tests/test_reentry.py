@@ -340,3 +340,23 @@ def test_an_arena_is_not_mapped_over_another():
         shared.close()
         folder.cleanup()
     """)
+
+
+def test_an_arena_that_is_only_looked_at_is_not_written_to():
+    survives("""
+        shared = pf.PhysicalMemory.create(2**20)
+        seen = pf.PhysicalMemory.__new__(pf.PhysicalMemory)
+        pf.ArenaView.__init__(seen, id=shared.id)
+        assert seen.ticket_ttl == shared.ticket_ttl
+        for use in (
+            lambda: setattr(seen, "ticket_ttl", 1),
+            lambda: seen.reap(),
+            lambda: seen.audit(repair=True),
+        ):
+            try:
+                use()
+            except TypeError as error:
+                assert "only shows" in str(error)
+            else:
+                raise AssertionError("it was used")
+    """)

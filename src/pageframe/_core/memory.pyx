@@ -451,6 +451,7 @@ cdef class PhysicalMemory(ArenaView):
         if not 0 <= seconds < 2.0 ** 32:
             raise ValueError(f"ticket_ttl must be in 0 .. 2**32 seconds, not {seconds}")
         self.check_shared("ticket_ttl")
+        self.check_open()
         self.a.header.ticket_ttl = int(seconds * 1e9)
 
     cdef int join(self) except -1:
@@ -541,6 +542,7 @@ cdef class PhysicalMemory(ArenaView):
             What was found; nothing if another thread of this process is at it.
         """
         self.check_shared("reap()")
+        self.check_open()
         return reap_dead(self, False)
 
     def audit(self, bint repair=False):
@@ -558,6 +560,7 @@ cdef class PhysicalMemory(ArenaView):
         """
         self.check_shared("audit()")
         if repair:
+            self.check_open()
             reap_dead(self, False)
         return audit(self, repair)
 
