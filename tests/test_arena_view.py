@@ -272,6 +272,13 @@ def test_a_view_that_was_never_opened_is_closed():
         view.stats()
 
 
+@pytest.mark.parametrize("pid", ["1", 1.0, None])
+def test_what_is_no_pid_is_refused(view, pid):
+    with pytest.raises(TypeError):
+        view.held_by(pid)
+    assert len(view.held_by(-1)) == len(view.held_by(1 << 100)) == 0
+
+
 def test_addresses_are_checked_as_those_of_frames(view):
     with pytest.raises(NotAlignedError):
         view.holders(1)

@@ -329,6 +329,7 @@ cdef class ArenaView(Arena):
         cdef uint64_t i
         cdef uint64_t[:] frames
         cdef uint32_t[:] counts
+        pid = as_int(pid)
         self.check_shared("held_by()")
         found = []
         for client in range(self.a.client_capacity):
