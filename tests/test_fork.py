@@ -741,6 +741,36 @@ def test_a_process_that_is_two_clients_of_an_arena_leaves_as_both_at_its_end():
         assert len(mem.clients) == 1
 
 
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("allocate", ["alloc_frames", "alloc_segment"])
+def test_frames_stay_with_the_parent_though_the_metadata_callable_of_them_forks(shared, allocate, fails):
+    parent, children = os.getpid(), []
+
+    def meta(paddr):
+        if not children:
+            children.append(os.fork())
+        if fails and os.getpid() != parent:
+            raise LookupError
+        return Raw(number=paddr)
+
+    try:
+        handle = getattr(shared, allocate)(4, meta)
+    except BaseException as error:
+        if os.getpid() == parent:
+            raise
+        wanted = LookupError if fails else pf.MovedError
+        os._exit(0 if isinstance(error, wanted) and len(shared.held_by(os.getpid())) == 0 else 2)
+    if os.getpid() != parent:
+        os._exit(1)
+    assert wait_for(children[0]) == 0
+    shared.reap()
+    with handle, shared.alloc_frames(8) as others:
+        paddrs = [frame.start_paddr for frame in handle]
+        assert set(others.paddrs.tolist()).isdisjoint(paddrs)
+        assert [frame.meta.number for frame in handle] == paddrs
+        assert shared.audit().clean
+
+
 # -- forking while threads work --------------------------------------------------------------------
 
 

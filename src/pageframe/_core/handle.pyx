@@ -314,8 +314,12 @@ cdef MetaSource meta_source(Arena mem, object meta):
 
 
 cdef int ask_each(MetaSource source, Arena mem, object meta_fn, object paddrs) except -1:
-    """Call meta_fn for every paddr; all must be of one type."""
+    """Call meta_fn for every paddr; all must be of one type.
+
+    If this process is another one by then, which has another epoch, the frames are its parent's.
+    """
     cdef uint32_t type_id
+    cdef uint32_t epoch = mem.a.epoch
     source.each = []
     for paddr in paddrs:
         value = meta_value(mem, meta_fn(paddr), &type_id)
@@ -327,6 +331,8 @@ cdef int ask_each(MetaSource source, Arena mem, object meta_fn, object paddrs) e
                 f"{type(value).__name__} at {paddr:#x}")
         source.type_id = type_id
         source.each.append(own_copy(value))     # the user may give the same one each time
+    if mem.a.epoch != epoch:
+        raise MovedError("this process was forked by what gives metadata: the frames stay with its parent")
     source.size = mem.a.type_info[source.type_id].size
     return 0
 

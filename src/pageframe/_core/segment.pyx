@@ -154,6 +154,7 @@ cdef int check_kind(object cls, Arena mem, uint32_t type_id) except -1:
 cdef int build(object cls, Arena mem, uint64_t first, uint64_t count, MetaSource source,
                object meta_fn, bint zeroed) except -1:
     """Build claimed frames; if meta_fn fails they are given back as they were."""
+    cdef uint32_t epoch = mem.a.epoch
     if source.type_id == 0:
         try:
             ask_each(source, mem, meta_fn, range(
@@ -161,7 +162,8 @@ cdef int build(object cls, Arena mem, uint64_t first, uint64_t count, MetaSource
                 1 << mem.a.page_shift))
             check_kind(cls, mem, source.type_id)
         except BaseException:
-            give_back_range(&mem.a, first, count)
+            if mem.a.epoch == epoch:
+                give_back_range(&mem.a, first, count)
             raise
         begin_each(mem, first, source, zeroed)
     elif count < MANY:

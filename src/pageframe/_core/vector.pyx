@@ -159,14 +159,17 @@ cdef FrameVec alloc_frames(Arena mem, Py_ssize_t count, object meta_fn, bint zer
     """PhysicalMemory.alloc_frames, once its arguments are known to make sense."""
     cdef MetaSource source = meta_sources(mem, meta_fn)
     cdef FrameVec vec = empty_vec(mem, count)
+    cdef uint32_t epoch
     cdef Py_ssize_t i
     cdef pf_slot *slot
     claim_for(vec, count)
+    epoch = mem.a.epoch
     if source.type_id == 0:
         try:
             ask_each(source, mem, meta_fn, (vec.frames[i] << mem.a.page_shift for i in range(count)))
         except BaseException:
-            give_all_back(vec, count)
+            if mem.a.epoch == epoch:
+                give_all_back(vec, count)
             raise
         for i in range(count):
             slot = pf_slot_at(&mem.a, vec.frames[i])
