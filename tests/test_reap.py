@@ -19,6 +19,7 @@ from pageframe import (
     UntypedFrameMeta,
     u64,
 )
+from pageframe._core import backing
 from types_for_tests import Dropped, Node, Page
 
 MIB = 1 << 20
@@ -72,6 +73,21 @@ for i in range(5):
     pages.push_back(mem.alloc_frame(Page(inode=i)).try_unique())
 raw = mem.alloc_frame().into_raw()
 """
+
+
+def test_frames_that_were_claimed_go_back_if_reaping_for_more_is_interrupted(mem, name, monkeypatch):
+    with PhysicalMemory.attach(name):
+        held = mem.alloc_frames(mem.free_frames - 3)
+
+        def interrupted(*args):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(backing, "lock", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                mem.alloc_frames(4)
+        assert mem.free_frames == 3
+        held.drop()
 
 
 def test_all_that_a_killed_process_held_comes_back_and_the_report_says_what(mem, name):

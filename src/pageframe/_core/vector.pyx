@@ -19,7 +19,7 @@ from libc.stdlib cimport calloc, free
 from pageframe._core.allocator cimport claim_many, give_back_mask, give_back_range
 from pageframe._core.arena cimport (
     PF_ON_DROP, PF_POISON, Arena, as_int, pf_arena, pf_frame_of, pf_slot_at, pf_type_flags, table_array)
-from pageframe._core.errors import FrameTypeError
+from pageframe._core.errors import FrameTypeError, MovedError
 from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport (
     Handle, MetaSource, ask_each, begin_life, held, index_within, meta_sources,
@@ -126,10 +126,18 @@ cdef int claim_for(FrameVec vec, Py_ssize_t wanted) except -1:
     """Claim frames for a vector, all or none."""
     cdef Arena mem = vec.mem
     cdef Py_ssize_t got = 0
+    cdef uint32_t epoch = mem.a.epoch
     if mem.user_allocator is None:
         got = claim_many(&mem.a, wanted, vec.frames)
-        if got < wanted and mem.make_room():
-            got += claim_many(&mem.a, wanted - got, vec.frames + got)
+        try:
+            if got < wanted and mem.make_room():
+                if mem.a.epoch != epoch:
+                    raise MovedError("this process was forked by an on_drop: the frames stay with its parent")
+                got += claim_many(&mem.a, wanted - got, vec.frames + got)
+        except BaseException:       # what reaping raises, or the handler of a signal
+            if mem.a.epoch == epoch:
+                give_all_back(vec, got)
+            raise
         if got < wanted:
             give_all_back(vec, got)
             raise_out_of_frames(mem, wanted, 0)
