@@ -131,7 +131,7 @@ def test_a_relative_path_stays_the_same_file_when_the_process_changes_its_folder
 
 @pytest.mark.parametrize("make", [PhysicalMemory.attach, PhysicalMemory.unlink], ids=["attach", "unlink"])
 def test_a_name_or_a_path_is_needed_and_not_both(make, tmp_path):
-    with pytest.raises(TypeError, match="name.* or the "):
+    with pytest.raises(TypeError, match=r"name.* or the "):
         make()
     with pytest.raises(TypeError, match="not both"):
         make("a", path=tmp_path / "b")
