@@ -539,7 +539,9 @@ def test_a_type_that_no_slot_can_have_is_an_error_that_shows_it(name):
                 frame.meta
             with pytest.raises(ArenaDamagedError, match=f"has type {wrong}, "):
                 repr(frame)
-            assert sum(mem.stats().frames_by_type.values()) == mem.reserved_frames
+            stats = mem.stats()
+            assert stats.frames_by_type["none"] == 1
+            assert sum(stats.frames_by_type.values()) == mem.reserved_frames + 1
         file.set_slot(frame.start_paddr, ArenaFile.TYPE, right)
         frame.drop()
 
@@ -585,3 +587,18 @@ def test_bytes_that_are_noise_crash_nobody(name):
             mem.close()
         except pageframe.PageFrameError as error:
             assert str(error)  # noqa: PT017
+
+
+# -- a header that changes while it is looked at -----------------------------------------------
+
+
+def test_a_header_written_over_after_it_was_checked_is_not_believed(left, monkeypatch):
+    def write_over(fd, where, check=backing.check_owner):
+        check(fd, where)
+        change(left, 48 + 16 * 6, "Q", 1 << 45)  # where the slots are
+        change(left, 40, "I", 2**32 - 1)  # types there is room for
+
+    monkeypatch.setattr(backing, "check_owner", write_over)
+    with pageframe.ArenaView(path=left) as view:
+        assert view.stats().total_frames == 256
+        assert int(view.slots["count"].max()) == pageframe.REF_COUNT_UNUSED

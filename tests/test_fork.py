@@ -1017,7 +1017,7 @@ def test_a_program_of_its_own_gets_handles_by_its_input_and_sends_them_by_its_ou
 
 def test_a_program_started_without_a_fork_of_pythons_own_keeps_no_arena_alive(shared):
     frame = shared.alloc_frame()
-    (frame_fd,) = (fd.name for fd in Path("/proc/self/fd").iterdir() if "pageframe" in read_link(fd))
+    (frame_fd,) = (fd.name for fd in Path("/proc/self/fd").iterdir() if shared.id in read_link(fd))
     with subprocess.Popen(
         [sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, close_fds=False
     ) as process:

@@ -225,7 +225,7 @@ cdef class Arena:
     cdef int set_geometry(self, uint64_t size, uint64_t page_size, uint64_t slot_size) except -1
     cdef int populate(self, uint64_t size) except -1
     cdef int place_tables(self, object early, uint32_t types, object sharing) except -1
-    cdef int find_tables(self) except -1
+    cdef int find_tables(self, const pf_header *header) except -1
     cdef void seal_header(self, uint64_t own_frames) noexcept
     cdef int release_memory(self) except -1
     cdef int check_open(self) except -1

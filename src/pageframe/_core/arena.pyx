@@ -258,17 +258,20 @@ cdef class Arena:
         for i in range(PF_TABLES):
             header.tables[i].offset = offsets[i]
             header.tables[i].size = sizes[i]
-        self.find_tables()
+        self.find_tables(header)
         with nogil:
             for frame in range(a.frames):
                 pf_slot_at(a, frame).count = PF_UNUSED
         return 0
 
-    cdef int find_tables(self) except -1:
-        """Set the pointers to the tables as the header says."""
+    cdef int find_tables(self, const pf_header *header) except -1:
+        """Set the pointers to the tables as a header says.
+
+        That of an arena which was attached to is the copy that was checked: what lies at paddr 0
+        may have been written over since.
+        """
         cdef pf_arena *a = &self.a
-        cdef pf_header *header = <pf_header *>a.base
-        a.header = header
+        a.header = <pf_header *>a.base
         a.types = <pf_type *>(a.base + header.tables[PF_TABLE_TYPES].offset)
         a.bits = <uint64_t *>(a.base + header.tables[PF_TABLE_BITS].offset)
         a.chunks = <pf_chunk *>(a.base + header.tables[PF_TABLE_CHUNKS].offset)

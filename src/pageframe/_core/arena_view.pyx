@@ -18,10 +18,11 @@ import numpy as np
 
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from pageframe._core import backing
 from pageframe._core.allocator cimport free_frames
-from pageframe._core.arena cimport Arena, as_int, debug_words, pf_client_used, table_array
+from pageframe._core.arena cimport Arena, as_int, debug_words, pf_client_used, pf_header, table_array
 from pageframe._core.audit cimport audit, holders
 from pageframe._core.census cimport stats
 from pageframe._core.client cimport client_infos, ledger_walk, next_held, walk_ledger
@@ -87,6 +88,7 @@ cdef class ArenaView(Arena):
 
     cdef int show_file(self, int fd, object where, bint writable) except -1:
         """Map the arena in an open file, which is this object's from now on."""
+        cdef pf_header checked
         label = "the arena" if where is None else str(where)
         if self.mapping != NULL:
             os.close(fd)
@@ -97,7 +99,8 @@ cdef class ArenaView(Arena):
         backing.check_owner(fd, label)
         self.map_shared(
             fd, header.size, header.tables["areas"][1], header.page_size, header.slot_size, writable)
-        self.find_tables()
+        memcpy(&checked, <const unsigned char *><bytes>header.raw, sizeof(checked))
+        self.find_tables(&checked)
         self.own_frames = header.own_frames
         self.classes.append(None)
         self.a.types_known = 1

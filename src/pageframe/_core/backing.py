@@ -83,6 +83,7 @@ class Header(NamedTuple):
     flags: int
     created: int
     gone: bool
+    raw: bytes
 
 
 _HEADER = struct.Struct("=8sIIQQIIII16Q16sQQIIQQ")
@@ -136,7 +137,7 @@ def read_header(fd: int, where: str) -> Header:
     tables = {name: (offsets[2 * i], offsets[2 * i + 1]) for i, name in enumerate(TABLES)}
     header = Header(
         size, frames, page, slot, types, clients, tables, arena_id, own, area, tickets, flags,
-        created, data[GONE : GONE + 4] != b"\0\0\0\0",
+        created, data[GONE : GONE + 4] != b"\0\0\0\0", data,
     )  # fmt: skip
     check_geometry(header, where)
     length = os.fstat(fd).st_size

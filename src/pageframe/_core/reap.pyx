@@ -90,6 +90,7 @@ cdef object reap(Arena mem, bint wait):
     cdef reaped found
     cdef int64_t client
     cdef uint64_t adopted
+    cdef uint32_t i
     memset(&found, 0, sizeof(found))
     reaping = mem.reaping       # a child has one of its own
     if not reaping.acquire(False):
@@ -117,12 +118,15 @@ cdef object reap(Arena mem, bint wait):
     finally:
         mem.reaper = 0
         reaping.release()
+    frames_by_type = {}
+    for i in range(1, mem.a.types_known):
+        if found.by_type[i]:
+            name = mem.classes[i].__layout__.name   # which more types may have
+            frames_by_type[name] = frames_by_type.get(name, 0) + found.by_type[i]
     return ReapReport(
         clients=tuple(clients), frames=found.frames, references=found.references, tickets=tickets,
         orphans=found.orphans, adopted=adopted, in_doubt=found.in_doubt,
-        frames_by_type={
-            mem.classes[i].__layout__.name: found.by_type[i]
-            for i in range(1, mem.a.types_known) if found.by_type[i]})
+        frames_by_type=frames_by_type)
 
 
 cdef int give_back_all(Arena mem, uint32_t client, reaped *found) except -1:

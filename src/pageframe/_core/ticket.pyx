@@ -36,7 +36,7 @@ from pageframe._core.ledger cimport (
     PF_S_ticket_live, PF_S_ticket_take, pf_note, pf_now, pf_op_begin, pf_op_end, pf_step)
 from pageframe._core.slot cimport (
     PF_OK, pf_add_relaxed_u64, pf_add_release_u32, pf_cas_acq_rel_u64, pf_load_acquire_u64,
-    pf_load_relaxed_u32, pf_slot, pf_slot_end, pf_slot_in_use, pf_slot_inc, pf_slot_put,
+    pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot, pf_slot_end, pf_slot_in_use, pf_slot_inc, pf_slot_put,
     pf_store_release_u32, pf_store_release_u64)
 from pageframe._core.traces cimport track
 
@@ -52,13 +52,16 @@ cdef inline uint32_t owner_of(uint64_t word) noexcept nogil:
 cdef int64_t ticket_frame(const pf_arena *a, const pf_ticket *ticket, uint64_t i) noexcept nogil:
     """The frame that a ticket holds at a place; -1 if what it says can't be true."""
     cdef uint64_t frame
-    if i < ticket.listed or ticket.listed == 0:
-        frame = ticket.first + i
-    elif ticket.first >= a.frames or (i - ticket.listed) * sizeof(uint32_t) >= (
-            <uint64_t>ticket.listed << a.page_shift) or ticket.first + ticket.listed > a.frames:
+    # Read once: what was checked is used, though somebody writes over the ticket meanwhile.
+    cdef uint64_t first = pf_load_relaxed_u64(&ticket.first)
+    cdef uint64_t listed = pf_load_relaxed_u32(&ticket.listed)
+    if i < listed or listed == 0:
+        frame = first + i
+    elif first >= a.frames or first + listed > a.frames or (
+            (i - listed) * sizeof(uint32_t) >= listed << a.page_shift):
         return -1
     else:
-        frame = (<const uint32_t *>pf_bytes_at(a, ticket.first))[i - ticket.listed]
+        frame = pf_load_relaxed_u32(&(<const uint32_t *>pf_bytes_at(a, first))[i - listed])
     return frame if frame < a.frames else -1
 
 
