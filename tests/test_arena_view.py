@@ -661,3 +661,15 @@ def test_a_view_of_an_arena_with_damaged_tables_gives_figures_or_an_error(name, 
     for handle in held:
         handle.drop()
     mem.close()
+
+
+def test_an_arena_whose_name_was_removed_is_listed_and_found_by_its_id_while_it_is_used(name):
+    with PhysicalMemory.create(MIB, name) as mem, mem.alloc_frame():
+        PhysicalMemory.unlink(name)
+        [info] = [info for info in PhysicalMemory.list(all=True) if info.id == mem.id]
+        assert (info.name, info.path, info.clients, info.used_frames) == (None, None, 1, 1)
+        with ArenaView(id=mem.id) as view:
+            assert view.used_frames == 1
+        with PhysicalMemory.attach(id=mem.id) as again:
+            assert len(again.clients) == 2
+    assert mem.id not in [info.id for info in PhysicalMemory.list(all=True)]

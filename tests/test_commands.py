@@ -159,7 +159,9 @@ def test_all_commands_work_as_programs_beside_two_living_clients(name):
         assert row(results["holders"].stdout, str(os.getpid()))[1:5] == ["alive", "1", "0", "0"]
         assert "nothing is wrong" in results["audit"].stdout
         assert results["reap"].stdout == "nothing to take back\n"
-        assert results["trim"].stdout == "0 frames, 0 bytes given back\n"
+        assert results["trim"].stdout.startswith(
+            "0 frames, 0 bytes given back\nthe memory of an arena in a file"
+        )
         assert re.fullmatch(
             rf"pageframe: error: {name}: in use by 2 clients \(pid \d+, \d+\); --force removes its name\n",
             results["rm"].stderr,
@@ -308,8 +310,7 @@ def test_stat_says_what_the_statistics_say(name):
         unique = UniqueFrame.from_unused(mem, mem.size - PAGE, CommandMeta())
         sent = pickle.dumps(frame)
         found, stats = facts("stat", name), mem.stats()
-        for changing in ("tickets", "raw_references"):
-            found.pop(changing)
+        assert "raw_references" not in found  # those of this process, which has none
         for fact in ("free_frames", "used_frames", "frames_by_state", "frames_by_type", "clients", "size"):
             assert found[fact] == plain(stats)[fact], fact
         assert (found["name"], found["id"], found["created"]) == (name, mem.id, mem.created)

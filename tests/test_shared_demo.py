@@ -597,7 +597,7 @@ def test_picture_shows_what_is_held(tree, tmp_path):
 
 
 def test_workers_end_with_a_parent_that_is_killed_or_interrupted(tmp_path):
-    for i in range(40):
+    for i in range(120):
         with (tmp_path / f"{i}").open("wb") as file:
             file.truncate(8 << 20)
     for number in (signal.SIGKILL, signal.SIGINT):
@@ -609,7 +609,7 @@ def test_workers_end_with_a_parent_that_is_killed_or_interrupted(tmp_path):
             start_new_session=True,
         )
         first = process.stderr.readline()
-        assert first.startswith("plain reading: 40 of 40"), first
+        assert first.startswith("plain reading: 120 of 120"), first
         assert len(session_of(process.pid)) >= 5  # the workers are there
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # as a terminal does

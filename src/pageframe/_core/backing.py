@@ -453,8 +453,19 @@ def unnamed_files(pids: Iterable[int]) -> Iterator[tuple[bytes, Path]]:
                 target = str(link.readlink())
                 if target.startswith(MEMFD):
                     yield bytes.fromhex(target[len(MEMFD) :][:32]), link
+                elif target.startswith(f"{SHM}/{PREFIX}") and target.endswith(" (deleted)"):
+                    yield id_in(link), link  # its name was removed
         except (OSError, ValueError):
             continue  # the process is gone or another user's, or a stranger's file is called alike
+
+
+def id_in(path: Path) -> bytes:
+    """Return the id of the arena in a file; ValueError if it is none."""
+    with path.open("rb") as file:
+        data = file.read(HEADER_SIZE)
+    if not data.startswith(MAGIC):
+        raise ValueError(f"{path} is no arena")
+    return data[176:192]
 
 
 def all_pids() -> Iterator[int]:

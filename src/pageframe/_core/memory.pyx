@@ -278,7 +278,8 @@ cdef class PhysicalMemory(ArenaView):
         Raises
         ------
         ArenaExistsError
-            If there is an arena or a file of that name, unless exist_ok.
+            If there is an arena or a file of that name, unless exist_ok. One that killed
+            processes have left is removed.
         ArenaNameError
             If the name is empty, too long or has a slash.
         ArenaFullError

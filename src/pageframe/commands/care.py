@@ -32,7 +32,7 @@ from pageframe.observe.words import counted, shown
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pageframe import AuditReport
+    from pageframe import AuditReport, ReapReport
 
 SHOWN = 20  # frames that an audit lists for a person
 
@@ -56,7 +56,14 @@ def reap(arena: ArenaName, as_json: Json = False) -> None:
     console = new_console()
     if not (report.clients or report.tickets or report.adopted):
         say(console, "nothing to take back")
-        return
+    else:
+        print_reaped(console, report)
+    if mem.path is not None and not mem.path.exists():
+        say(console, "the arena is gone: it was to go with its last client")
+
+
+def print_reaped(console: Console, report: ReapReport) -> None:
+    """Print what was taken back."""
     table = new_table("taken back", ">")
     for client in report.clients:
         add_row(table, f"process {client.pid}, {shown(client.name)}", "dead")
@@ -148,6 +155,8 @@ def trim(arena: ArenaName, as_json: Json = False) -> None:
         print_json({"frames": frames, "bytes": frames * page_size})
     else:
         typer.echo(f"{counted(frames, 'frame')}, {counted(frames * page_size, 'byte')} given back")
+        if mem.path is not None:
+            typer.echo("the memory of an arena in a file is set aside for it, and stays")
 
 
 # -- rm ----------------------------------------------------------------------------------------
@@ -205,7 +214,7 @@ def remove(name: str, force: bool) -> str | None:
             living = [client for client in view.stats().clients if client.alive]
     except BadArenaError as error:
         if not force:
-            return f"{error}; --force removes it"
+            return f"{error}; --force removes it" if "name" in place else str(error)
     else:
         if living and not force:
             pids = ", ".join(str(client.pid) for client in living[:SHOWN])

@@ -88,8 +88,8 @@ def damaged(arena: str, error: ArenaDamagedError) -> NoReturn:
 
 
 def arena_label(view: ArenaView) -> str:
-    """Return what an arena is called: its name, or the first digits of its id."""
-    return shown(view.name) if view.name is not None else (view.id or "")[:8]
+    """Return what an arena is called: its name or path, or the first digits of its id."""
+    return shown(view.name or view.path or (view.id or "")[:8])
 
 
 # -- output for programs -----------------------------------------------------------------------

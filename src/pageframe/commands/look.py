@@ -59,7 +59,7 @@ def ls(as_json: Json = False) -> None:
     if not infos:
         say(console, "no arenas")
         return
-    table = new_table("arena", ">size", ">used", ">", ">clients", ">age", "owner", "state")
+    table = new_table("arena", ">size", ">used", ">", ">clients", ">age", "=owner", "=state")
     for info in infos:
         bad = info.problem is not None
         clients = f"{info.clients}" + (f" + {info.dead} dead" if info.dead else "")
@@ -126,12 +126,14 @@ def stat(arena: ArenaName, as_json: Json = False) -> None:
         label = arena_label(view)
     if as_json:
         orders = range(len(stats.free_runs))
+        figures = dataclasses.asdict(stats)
+        del figures["raw_references"]  # those of this process, which has none
         print_json(
             {
                 "name": name,
                 "id": arena_id,
                 "created": created,
-                **dataclasses.asdict(stats),
+                **figures,
                 "fragmentation": stats.fragmentation,
                 "unusable": [stats.unusable(order) for order in orders],
             }
@@ -169,7 +171,8 @@ def frames(
     """Show frames of an arena, one a row.
 
     The count of a frame is that of its references; a unique one has its
-    owner's. With --held-by the last column has those of that process. Below
+    owner's. The list is the number of the linked list that owns it. With
+    --held-by the last column has the references of that process. Below
     stands how many frames there are of each type.
     """
     if limit is None and not as_json:
@@ -196,7 +199,7 @@ def frames(
         return
     console = new_console()
     holder = [">held"] if held_by is not None else []
-    table = new_table(">paddr", "state", "type", ">count", ">generation", ">list", *holder)
+    table = new_table(">paddr", "=state", "type", ">count", ">generation", ">list", *holder)
     for row in rows:
         add_row(
             table,
@@ -283,9 +286,9 @@ def holders(
     for name, value in (fields or {}).items():
         say(console, f"  {name} = {value!r}")
     if not rows:
-        say(console, "nobody holds it")
+        say(console, "it belongs to the arena" if facts["state"] == "reserved" else "nobody holds it")
         return
-    table = new_table(">pid", "program", "state", ">handles", ">mappings", ">messages", "started")
+    table = new_table(">pid", "program", "=state", ">handles", ">mappings", ">messages", "=started")
     for row in rows:
         add_row(
             table,
@@ -351,7 +354,7 @@ def events(
         names = found.dtype.names or ()
         print_json([dict(zip(names, row, strict=True)) for row in rows.tolist()])
         return
-    table = new_table(">seconds ago", ">pid", ">lane", "event", ">paddr")
+    table = new_table(">seconds ago", ">pid", ">lane", "=event", ">paddr")
     for row in rows:
         ago = f"{(now - int(row['time'])) / 1e9:.6f}"
         add_row(table, ago, str(row["pid"]), int(row["lane"]), row["event"], f"{row['paddr']:#x}")

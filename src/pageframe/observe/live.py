@@ -845,8 +845,7 @@ class LiveApp(App[None]):
 
     def head_text(self, stats: ArenaStats) -> Text:
         """Return what the arena is, and how full."""
-        usable = stats.total_frames - stats.reserved_frames
-        part = stats.used_frames / usable if usable else 1.0
+        part = stats.used_frames / stats.total_frames
         age = age_text(time.time() - self.view.created)
         text = Text(no_wrap=True, overflow="ellipsis")
         text.append(f" {short(self.label, 30)}  {size_text(stats.size)}, ")

@@ -101,7 +101,7 @@ def free_runs_table(stats: ArenaStats) -> Table:
 
 def clients_table(stats: ArenaStats) -> Table:
     """Return who is attached."""
-    table = new_table(">pid", "client", "state", ">frames", ">memory", ">handles", ">mapped", ">sent")
+    table = new_table(">pid", "client", "=state", ">frames", ">memory", ">handles", ">mapped", ">sent")
     for client in stats.clients:
         add_row(
             table,
@@ -119,7 +119,7 @@ def clients_table(stats: ArenaStats) -> Table:
 
 def messages_table(stats: ArenaStats) -> Table:
     """Return the oldest messages in transit."""
-    table = new_table(">message", ">pid", "sender", "state", ">frames", ">age", ">expires in")
+    table = new_table(">message", ">pid", "sender", "=state", ">frames", ">age", ">expires in")
     for ticket in stats.tickets[:MESSAGES]:
         add_row(
             table,

@@ -25,11 +25,16 @@ def new_console(file: IO[str] | None = None) -> Console:
 
 
 def new_table(*columns: str) -> Table:
-    """Return a table; columns whose names begin with ">" are of figures."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    """Return a table; columns whose names begin with ">" are of figures, with "=" of words.
+
+    Both are never cut; all others are names, which are folded where there is too little room.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in columns:
         if name.startswith(">"):
             table.add_column(name[1:], justify="right", no_wrap=True)
+        elif name.startswith("="):
+            table.add_column(name[1:], no_wrap=True)
         else:
             table.add_column(name, overflow="fold")
     return table
