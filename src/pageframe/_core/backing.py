@@ -453,10 +453,16 @@ def unnamed_files(pids: Iterable[int]) -> Iterator[tuple[bytes, Path]]:
                 target = str(link.readlink())
                 if target.startswith(MEMFD):
                     yield bytes.fromhex(target[len(MEMFD) :][:32]), link
-                elif target.startswith(f"{SHM}/{PREFIX}") and target.endswith(" (deleted)"):
+                elif target.endswith(" (deleted)") and is_nameless(link):
                     yield id_in(link), link  # its name was removed
         except (OSError, ValueError):
             continue  # the process is gone or another user's, or a stranger's file is called alike
+
+
+def is_nameless(path: Path) -> bool:
+    """Whether a file has no name; one that was made without has got one since if it is published."""
+    status = path.stat()
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 0
 
 
 def id_in(path: Path) -> bytes:
