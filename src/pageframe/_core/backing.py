@@ -449,29 +449,30 @@ def unnamed_files(pids: Iterable[int]) -> Iterator[tuple[bytes, Path]]:
     """Yield the arenas without a name that processes of this user have open: id, file."""
     for pid in pids:
         try:
-            for link in Path(f"/proc/{pid}/fd").iterdir():
-                target = str(link.readlink())
-                if target.startswith(MEMFD):
-                    yield bytes.fromhex(target[len(MEMFD) :][:32]), link
-                elif target.endswith(" (deleted)") and is_nameless(link):
-                    yield id_in(link), link  # its name was removed
-        except (OSError, ValueError):
-            continue  # the process is gone or another user's, or a stranger's file is called alike
+            links = list(Path(f"/proc/{pid}/fd").iterdir())
+        except OSError:
+            continue  # the process is gone or another user's
+        for link in links:
+            arena_id = unnamed_id(link)
+            if arena_id is not None:
+                yield arena_id, link
 
 
-def is_nameless(path: Path) -> bool:
-    """Whether a file has no name; one that was made without has got one since if it is published."""
-    status = path.stat()
-    return stat.S_ISREG(status.st_mode) and status.st_nlink == 0
-
-
-def id_in(path: Path) -> bytes:
-    """Return the id of the arena in a file; ValueError if it is none."""
-    with path.open("rb") as file:
-        data = file.read(HEADER_SIZE)
-    if not data.startswith(MAGIC):
-        raise ValueError(f"{path} is no arena")
-    return data[176:192]
+def unnamed_id(link: Path) -> bytes | None:
+    """Return the id of the arena in an open file, if it is one and has no name, or none any more."""
+    try:
+        target = str(link.readlink())
+        if target.startswith(MEMFD):
+            return bytes.fromhex(target[len(MEMFD) :][:32])
+        status = link.stat() if target.endswith(" (deleted)") else None
+        # A file that was made without a name shows as deleted though it has got one.
+        if status is None or not stat.S_ISREG(status.st_mode) or status.st_nlink:
+            return None
+        with link.open("rb") as file:
+            data = file.read(HEADER_SIZE)
+        return data[176:192] if data.startswith(MAGIC) else None
+    except (OSError, ValueError):
+        return None  # closed meanwhile, or a stranger's file is called alike
 
 
 def all_pids() -> Iterator[int]:
