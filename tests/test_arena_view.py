@@ -665,6 +665,7 @@ def test_a_view_of_an_arena_with_damaged_tables_gives_figures_or_an_error(name, 
 
 def test_an_arena_whose_name_was_removed_is_listed_and_found_by_its_id_while_it_is_used(name):
     with PhysicalMemory.create(MIB, name) as mem, mem.alloc_frame():
+        arena_id = mem.id
         PhysicalMemory.unlink(name)
         [info] = [info for info in PhysicalMemory.list(all=True) if info.id == mem.id]
         assert (info.name, info.path, info.clients, info.used_frames) == (None, None, 1, 1)
@@ -672,4 +673,4 @@ def test_an_arena_whose_name_was_removed_is_listed_and_found_by_its_id_while_it_
             assert view.used_frames == 1
         with PhysicalMemory.attach(id=mem.id) as again:
             assert len(again.clients) == 2
-    assert mem.id not in [info.id for info in PhysicalMemory.list(all=True)]
+    assert arena_id not in [info.id for info in PhysicalMemory.list(all=True)]
