@@ -605,7 +605,7 @@ for path in sys.argv[1:]:
 
 
 def test_a_log_replayed_gives_the_statistics_though_many_frames_go_without_the_interpreter_lock(tmp_path):
-    with pf.PhysicalMemory("64 MiB") as mem:
+    with pf.PhysicalMemory("256 MiB") as mem:
         stats = StatisticsAdaptor(mem)
         log = LogAdaptor(stats, tmp_path / "log")
         failed = []
