@@ -14,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import pageframe
 from other_processes import ArenaFile, Child, file_of, run, unique_name
@@ -44,6 +42,7 @@ from pageframe import (
 from types_for_tests import Node, Page
 
 MIB = 1 << 20
+SEED = int(os.environ.get("PAGEFRAME_TEST_SEED", "20261"))
 
 
 class Linked(Link, FrameMeta):
@@ -319,30 +318,55 @@ def blocks_of(free):
     return found
 
 
-@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 10**6)), max_size=40))
-def test_figures_are_those_of_a_plain_count(steps):
+def test_figures_are_those_of_a_plain_count():
+    reached = Counter()
+    for number in range(200):
+        compare_figures(random.Random(f"{SEED} {number}"), reached)
+    states = (
+        "out of frames",
+        "taken",
+        "tickets full",
+        "sent",
+        "cloned",
+        "dropped",
+        "mapped",
+        "unique",
+        "fragmented",
+    )
+    assert all(reached[state] > 0 for state in states), (SEED, reached)
+
+
+def compare_figures(rng, reached):
+    """Do this and that in an arena, and compare its figures with those of a plain count."""
     with PhysicalMemory.create("700 KiB", tickets=8) as mem:
         held, messages = [], []
-        for kind, pick in steps:
+        makers = [
+            lambda: mem.alloc_frame(Page),
+            lambda: mem.alloc_segment(rng.randint(1, 9)),
+            lambda: mem.alloc_frames(rng.randint(1, 30)),
+            lambda: mem.map(mem.alloc_frames(rng.randint(1, 5))),
+            lambda: UniqueFrame.from_unused(mem, rng.randrange(mem.total_frames) * 4096, Node),
+        ]
+        for _ in range(rng.randint(0, 60)):
+            shareable = [handle for handle in held if hasattr(handle, "clone")]
+            step = rng.choice(["make", "make", "send", "clone", "drop"])
             try:
-                if kind == 0:
-                    held.append(mem.alloc_frame(Page))
-                elif kind == 1:
-                    held.append(mem.alloc_segment(1 + pick % 9))
-                elif kind == 2:
-                    held.append(mem.alloc_frames(1 + pick % 30))
-                elif kind == 3:
-                    held.append(mem.map(mem.alloc_frames(1 + pick % 5)))
-                elif kind == 4:
-                    held.append(UniqueFrame.from_unused(mem, pick % mem.total_frames * 4096, Node))
-                elif held and kind == 5:
-                    messages.append(pickle.dumps(held[pick % len(held)]))
-                elif held and kind == 6:
-                    held.append(held[pick % len(held)].clone())
-                elif held and kind == 7:
-                    held.pop(pick % len(held)).drop()
-            except (OutOfFramesError, pageframe.GetFrameError, TypeError, AttributeError):
-                pass  # full, taken, a unique frame that can't be sent or cloned: no step
+                if step == "make":
+                    held.append(rng.choice(makers)())
+                elif step == "send" and shareable:
+                    messages.append(pickle.dumps(rng.choice(shareable)))
+                elif step == "clone" and shareable:
+                    held.append(rng.choice(shareable).clone())
+                    reached["cloned"] += 1
+                elif step == "drop" and held:
+                    held.pop(rng.randrange(len(held))).drop()
+                    reached["dropped"] += 1
+            except OutOfFramesError:
+                reached["out of frames"] += 1
+            except pageframe.GetFrameError:
+                reached["taken"] += 1
+            except pageframe.TicketsFullError:
+                reached["tickets full"] += 1
         with ArenaView(id=mem.id) as view:
             stats = view.stats()
             slots = view.slots.copy()
@@ -371,6 +395,10 @@ def test_figures_are_those_of_a_plain_count(steps):
         sent = sum(ticket.frames for ticket in stats.tickets)
         pages = stats.frames_by_type.get("pageframe.TicketPageMeta", 0)  # the tickets' own
         assert stats.references == total == client.handles + client.mappings + sent + pages
+        reached["sent"] += len(stats.tickets)
+        reached["mapped"] += client.mappings
+        reached["unique"] += stats.unique_frames
+        reached["fragmented"] += stats.fragmentation > 0
         for message in messages:
             pickle.loads(message).drop()
         for handle in held:
@@ -609,9 +637,6 @@ def test_a_living_arena_is_looked_at_while_processes_work_in_it(name):
     mem.reap()
     assert all(seen[what] > 0 for what in ("held", "messages", "mapped", "audits", "used")), seen
     mem.close()
-
-
-SEED = int(os.environ.get("PAGEFRAME_TEST_SEED", "20261"))
 
 
 @pytest.mark.parametrize(
