@@ -321,6 +321,7 @@ def blocks_of(free):
 def test_figures_are_those_of_a_plain_count():
     reached = Counter()
     for number in range(200):
+        print(f"PAGEFRAME_TEST_SEED={SEED}, round {number}")
         compare_figures(random.Random(f"{SEED} {number}"), reached)
     states = (
         "out of frames",
