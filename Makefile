@@ -16,7 +16,7 @@ tag := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("S
 build := build/$(tag)
 stamp := $(VENV)/.installed-$(tag)
 
-.PHONY: demo test soak bench check install clean
+.PHONY: demo test protocol soak bench check install clean
 
 install: $(stamp)
 
@@ -37,6 +37,10 @@ test: $(stamp)
 # Processes are killed at random for so many seconds: make soak SOAK=60 SEED=1
 soak: $(stamp)
 	PYTHONPATH=tests OPENBLAS_NUM_THREADS=1 $(bin)/python tests/steps/campaign.py --seed $(or $(SEED),$$(date +%s)) --seconds $(SOAK) $(ARGS)
+
+# Every interleaving of the small processes of tests/protocol.
+protocol: $(stamp)
+	PYTHONPATH=tests $(bin)/python tests/protocol/all.py --json build/protocol.json $(ARGS)
 
 bench: $(stamp)
 	$(bin)/python -m pytest bench $(ARGS)

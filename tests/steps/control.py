@@ -18,6 +18,7 @@ in_child = []  # functions, the last of which a forked child runs before it does
 # Whoever imports this before pageframe has it run before the hooks of that.
 os.register_at_fork(after_in_child=lambda: in_child and in_child.pop()())
 
+ORDER = 4096
 HEAD = struct.Struct("QQQQQ")  # pid, step, after, signal, hit
 
 
@@ -26,7 +27,7 @@ class Steps:
 
     def __init__(self, path: Path) -> None:
         self.names = step_names()
-        self.size = HEAD.size + 8 * len(self.names)
+        self.size = HEAD.size + 8 * (len(self.names) + 1) + ORDER
         path.write_bytes(bytes(TARGETS * self.size))
         with path.open("r+b") as file:
             self.page = mmap.mmap(file.fileno(), TARGETS * self.size)
@@ -49,3 +50,11 @@ class Steps:
         """How often the process has passed each step."""
         counts = struct.unpack_from(f"{len(self.names)}Q", self.page, target * self.size + HEAD.size)
         return dict(zip(self.names, counts, strict=True))
+
+    def order(self, target: int) -> list[str]:
+        """The steps that the process has passed, in their order."""
+        start = target * self.size + HEAD.size + 8 * len(self.names)
+        (listed,) = struct.unpack_from("Q", self.page, start)
+        if listed > ORDER:
+            raise OverflowError(f"{listed} steps were passed, and {ORDER} are listed")
+        return [self.names[number] for number in self.page[start + 8 : start + 8 + listed]]

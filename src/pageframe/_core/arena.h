@@ -77,7 +77,8 @@ typedef struct {
     unsigned char pad5[60];
     uint64_t ticket_ttl;      /* nanoseconds that a ticket holds its frames */
     uint32_t gone;            /* the last client has left and taken the arena with it */
-    unsigned char pad6[52];
+    uint32_t joined;          /* clients that have come: an audit sees whether one has meanwhile */
+    unsigned char pad6[48];
 } pf_header;
 
 _Static_assert(offsetof(pf_header, tables) == 48, "no padding before the tables");
@@ -155,7 +156,8 @@ typedef struct {
     uint32_t chunk; /* reserved chunk + 1; 0: none */
     int32_t free;   /* its free frames, as far as counted here */
     uint64_t op;    /* operation in progress, of a shared arena: ledger.h */
-    uint64_t ops;   /* operations so far: an audit sees whether there was one meanwhile */
+    uint64_t ops;   /* operations so far, of all clients that have had the lane: an audit sees
+                     * whether there was one meanwhile */
     uint64_t events; /* traced so far */
     unsigned char pad[16];
 } pf_lane;

@@ -77,6 +77,7 @@ cdef extern from "arena.h" nogil:
         uint32_t orphans
         uint64_t ticket_ttl
         uint32_t gone
+        uint32_t joined
 
     ctypedef struct pf_client:
         uint32_t state

@@ -7,4 +7,5 @@ from libc.stdint cimport uint64_t
 from pageframe._core.arena cimport Arena
 
 cdef object audit(Arena mem, bint repair)
+cdef object audit_and_repair(Arena mem)
 cdef list holders(Arena mem, uint64_t frame)

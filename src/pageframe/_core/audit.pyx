@@ -12,14 +12,17 @@ arena's memory was tampered with; that is reported, too.
 
 Ledgers and counts are not read at one moment.  So a frame that somebody works on is
 passed over, and nothing is repaired if any lane had an operation in progress, or began
-one, while they were read.
+one, while they were read.  What was found wrong then stays as it is until somebody lets go
+of it; so one process at a time repairs, under a lock of the file.
 """
 
 from dataclasses import dataclass
+from threading import get_ident
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from pageframe._core import backing
 from pageframe._core.allocator cimport give_back_range, next_bit, recount_chunks, set_bit
 from pageframe._core.arena cimport (
     PF_ARENA, PF_LANES, Arena, pf_arena, pf_client_count, pf_client_used, pf_lane, pf_lanes_of,
@@ -31,8 +34,8 @@ from pageframe._core.ledger cimport (
 from pageframe._core.meta cimport know_types, type_name
 from pageframe._core.page_table cimport count_mappings, is_node
 from pageframe._core.slot cimport (
-    PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_load_acquire_u64,
-    pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot, pf_slot_count,
+    PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_fence_acquire,
+    pf_load_acquire_u32, pf_load_acquire_u64, pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot, pf_slot_count,
     pf_store_release_u32)
 from pageframe._core.ticket cimport TICKET_FREE, state_of, ticket_frame, ticket_held
 
@@ -146,20 +149,29 @@ cdef uint64_t own_reference(const pf_arena *a, uint64_t frame, uint64_t count) n
     return 1 <= count <= PF_MAX and pf_type_flags(a, pf_slot_at(a, frame)) & PF_ARENA != 0
 
 
-cdef uint64_t operations(pf_arena *a) noexcept nogil:
-    """How many operations there have been in all lanes; 0 if one is in progress."""
-    cdef uint64_t total = 1
+ctypedef struct work:
+    uint32_t joined         # clients that have come
+    uint64_t operations     # that lanes have begun, of the clients that were there at first
+
+
+cdef bint at_rest(const pf_arena *a, uint8_t *there, bint first, work *seen) noexcept nogil:
+    """See how much work has been begun; False if some is in progress."""
     cdef uint32_t client, i
-    cdef pf_lane *lane
+    cdef const pf_lane *lane
+    # Acquire, each: what is read behind it is not older.  A lane's number comes before its
+    # operation: see pf_op_write().
+    seen.joined = pf_load_acquire_u32(&a.header.joined)
+    seen.operations = 0
     for client in range(pf_client_count(a)):
-        if pf_client_used(a, client):
+        if first:
+            there[client] = pf_client_used(a, client)
+        if there[client]:
             for i in range(PF_LANES):
                 lane = &pf_lanes_of(a, client)[i]
-                # Acquire: a lane that has ended an operation shows its number, too.
+                seen.operations += pf_load_acquire_u64(&lane.ops)
                 if pf_load_acquire_u64(&lane.op) != PF_OP_NONE:
-                    return 0
-                total += pf_load_relaxed_u64(&lane.ops)
-    return total
+                    return False
+    return True
 
 
 cdef int count_holders(Arena mem, uint32_t *expected, uint8_t *kept) except -1:
@@ -192,11 +204,31 @@ cdef int count_holders(Arena mem, uint32_t *expected, uint8_t *kept) except -1:
     return tickets
 
 
+cdef object audit_and_repair(Arena mem):
+    """Audit, and let go of what nobody holds, unless somebody else is at that."""
+    reaping = mem.reaping       # a child has one of its own
+    if not reaping.acquire(False):
+        return audit(mem, False)
+    mem.reaper = get_ident()
+    try:
+        if not backing.lock(mem.fd, backing.REPAIR, False):
+            return audit(mem, False)
+        try:
+            return audit(mem, True)
+        finally:
+            backing.unlock(mem.fd, backing.REPAIR)
+    finally:
+        mem.reaper = 0
+        reaping.release()
+
+
 cdef object audit(Arena mem, bint repair):
     """Compare all counts with all holders; with repair, let go of what nobody holds."""
     cdef uint32_t *expected = <uint32_t *>calloc(mem.a.frames, sizeof(uint32_t))
     cdef uint8_t *kept = <uint8_t *>calloc(mem.a.frames, 1)
-    cdef uint64_t frame, count, before
+    cdef uint8_t *there = <uint8_t *>calloc(pf_client_count(&mem.a), 1)
+    cdef work before, after
+    cdef uint64_t frame, count
     cdef verdict found
     cdef uint64_t orphans = 0
     cdef uint64_t busy = 0
@@ -205,10 +237,10 @@ cdef object audit(Arena mem, bint repair):
     paddrs = {LEAKED: [], MISCOUNTED: [], DAMAGED: []}
     frames_by_type = {}
     try:
-        if expected == NULL or kept == NULL:
+        if expected == NULL or kept == NULL or there == NULL:
             raise MemoryError(f"no memory to audit {mem.a.frames} frames")
         know_types(mem)
-        before = operations(&mem.a)
+        still = at_rest(&mem.a, there, True, &before)
         tickets = count_holders(mem, expected, kept)
         for frame in range(mem.a.frames):
             count = pf_slot_count(pf_slot_at(&mem.a, frame))
@@ -219,7 +251,11 @@ cdef object audit(Arena mem, bint repair):
                 busy += 1
             elif found != FINE:
                 wrong.append((frame, found, count))
-        still = before != 0 and before == operations(&mem.a)
+        # Pairs with the releases by which counts and ledgers change: whose work was seen in
+        # them has its number written.
+        pf_fence_acquire()
+        still = (still and at_rest(&mem.a, there, False, &after)
+                 and after.joined == before.joined and after.operations == before.operations)
         for number, judged, seen in wrong:
             paddrs[judged].append(number << mem.a.page_shift)
             if judged == LEAKED:
@@ -234,6 +270,7 @@ cdef object audit(Arena mem, bint repair):
     finally:
         free(expected)
         free(kept)
+        free(there)
     return AuditReport(
         frames=mem.a.frames, clients=clients, tickets=tickets, orphans=orphans,
         leaked=tuple(paddrs[LEAKED]), miscounted=tuple(paddrs[MISCOUNTED]),

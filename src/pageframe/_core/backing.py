@@ -12,9 +12,9 @@ arena, and a creator that is killed leaves nothing behind.
 Locks are open-file-description locks on bytes of that file.  Each attached
 process opens the file for itself and holds the lock on its own record in the
 table of clients; the kernel drops it when the process is gone, however it went.
-Two more bytes are locked for moments: byte 0 while a client comes or goes, so
-that the last one to go knows that it is the last, and the first byte of the type
-registry while a type is added.
+Three more bytes are locked for moments: byte 0 while a client comes or goes, so
+that the last one to go knows that it is the last, byte 1 while a process repairs
+the arena, and the first byte of the type registry while a type is added.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ TRACE = 8
 RINGS_SIZE = 64 * 256 * 32  # at the end of an area, if there is a trace
 GONE = 520  # offset of the word that says so
 MEMBERSHIP = 0  # offset of the byte that is locked while a client comes or goes
+REPAIR = 1  # of the byte that is locked while a process repairs
 
 # struct flock: type, whence, start, length, pid
 _FLOCK = struct.Struct("hhqqi0q")

@@ -27,11 +27,11 @@ from libc.string cimport memcpy, memset
 from pageframe._core import backing
 from pageframe._core.allocator cimport my_lane
 from pageframe._core.arena cimport (
-    PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES_SIZE, PF_RESERVED_MEMORY, PF_RINGS_SIZE, PF_TRACE, Arena,
-    pf_client, pf_client_used, pf_lanes_of, pf_ledger_of, pf_rings_of)
+    PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES, PF_LANES_SIZE, PF_RESERVED_MEMORY, PF_RINGS_SIZE, PF_TRACE, Arena,
+    pf_client, pf_client_used, pf_lane, pf_lanes_of, pf_ledger_of, pf_rings_of)
 from pageframe._core.ledger cimport (
-    PF_S_join_describe, PF_S_join_state, PF_S_leave_area, PF_S_leave_state, pf_step)
-from pageframe._core.slot cimport pf_load_relaxed_u32, pf_store_release_u32
+    PF_S_join_count, PF_S_join_describe, PF_S_join_state, PF_S_leave_area, PF_S_leave_state, pf_step)
+from pageframe._core.slot cimport pf_add_release_u32, pf_load_relaxed_u32, pf_store_release_u32
 
 cdef extern from * nogil:
     """
@@ -143,15 +143,24 @@ cdef int use_place(Arena mem, int fd, uint32_t client) except -1:
     describe(mem, client)
     pf_step(PF_S_join_state)
     pf_store_release_u32(&mem.a.clients[client].state, PF_CLIENT_USED)
+    pf_step(PF_S_join_count)
+    # Release: an audit that sees the number sees the client.  It begins no operation before.
+    pf_add_release_u32(&mem.a.header.joined, 1)
     return 0
 
 
 cdef int free_place(Arena mem, uint32_t client) except -1:
-    """Free a place that is locked and whose client holds nothing any more."""
-    cdef void *area = pf_lanes_of(&mem.a, client)
+    """Free a place that is locked and whose client holds nothing any more.
+
+    The lanes stay, and with them the numbers of their operations, which only grow.
+    """
+    cdef pf_lane *lanes = pf_lanes_of(&mem.a, client)
+    cdef uint64_t size = mem.a.area_size - (PF_RINGS_SIZE if mem.a.debug & PF_TRACE else 0)
+    cdef uint32_t i
     pf_step(PF_S_leave_area)
-    memset(area, 0, PF_LANES_SIZE)
-    madvise(area, mem.a.area_size - (PF_RINGS_SIZE if mem.a.debug & PF_TRACE else 0), MADV_REMOVE)
+    for i in range(PF_LANES):
+        lanes[i].kept = lanes[i].op = lanes[i].hint = lanes[i].events = 0
+    madvise(<char *>lanes + PF_LANES_SIZE, size - PF_LANES_SIZE, MADV_REMOVE)
     pf_step(PF_S_leave_state)
     pf_store_release_u32(&mem.a.clients[client].state, PF_CLIENT_FREE)
     return 0

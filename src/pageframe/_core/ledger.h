@@ -57,11 +57,15 @@ enum {
  * the last one don't wrap it. */
 #define PF_LEDGER_MAX (UINT32_MAX - 2 * PF_LANES)
 
-/* Write down which frame a lane is about to touch. */
+/* Write down which frame a lane is about to touch.  An audit reads the number first and
+ * the operation then: if it saw the old number it finds the new one later, and if it saw
+ * the new one it sees the operation, or all that it did.  For that the stores come in this
+ * order, and what is done to a count or a ledger next is a release. */
 static inline void pf_op_write(pf_lane *lane, unsigned op, uint64_t frame) {
-    pf_store_relaxed_u64(&lane->ops, lane->ops + 1);
     pf_step(PF_S_op_begin);
     pf_store_release_u64(&lane->op, frame << 8 | op);
+    pf_step(PF_S_op_number);
+    pf_store_release_u64(&lane->ops, lane->ops + 1);
 }
 
 static inline void pf_op_begin(const pf_arena *a, pf_lane *lane, unsigned op, uint64_t frame) {
@@ -137,7 +141,8 @@ static inline int pf_recorded_less(pf_arena *a, pf_slot *s) {
     if (!a->ledger)
         return pf_slot_put(s);
     pf_step(PF_S_put_ledger);
-    if (pf_sub_relaxed_u32(&a->ledger[frame], 1) == 1)
+    /* Release: not before our operation is written down. */
+    if (pf_sub_release_u32(&a->ledger[frame], 1) == 1)
         pf_let_go(a, frame);
     pf_step(PF_S_put_count);
     /* Release within: not before the ledger. */

@@ -85,6 +85,7 @@ cdef extern from "ledger.h" nogil:
         PF_S_adopt_total
         PF_S_join_describe
         PF_S_join_state
+        PF_S_join_count
         PF_S_leave_area
         PF_S_leave_state
         PF_S_reap_count

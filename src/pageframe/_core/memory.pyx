@@ -30,7 +30,7 @@ from pageframe._core.arena cimport (
     pf_slot_at)
 from pageframe._core.arena_view cimport ArenaView
 from pageframe._core.array cimport array_like, new_array
-from pageframe._core.audit cimport audit
+from pageframe._core.audit cimport audit, audit_and_repair
 from pageframe._core.census cimport count_references
 from pageframe._core.client cimport (
     become, client_offset, describe, free_place, is_alive, ledger_walk, lock_place, next_held, use_place,
@@ -552,8 +552,9 @@ cdef class PhysicalMemory(ArenaView):
         Parameters
         ----------
         repair : bool
-            Reap first, and let go of what nobody holds. No process may use the arena
-            meanwhile; if one does, nothing is repaired.
+            Reap first, and let go of what nobody holds. If a process uses the arena
+            meanwhile, or repairs it, too, nothing is repaired: see ``repaired`` in the
+            report.
 
         Returns
         -------
@@ -563,7 +564,8 @@ cdef class PhysicalMemory(ArenaView):
         if repair:
             self.check_open()
             reap_dead(self, False)
-        return audit(self, repair)
+            return audit_and_repair(self)
+        return audit(self, False)
 
     cdef bint make_room(self) except -1:
         """When frames run out: take back what dead clients hold, and expired messages."""

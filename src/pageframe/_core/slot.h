@@ -111,10 +111,11 @@ static inline void pf_slot_publish(pf_slot *s, uint64_t count) {
     pf_store_release_u64(&s->count, count);
 }
 
-/* One more reference, by somebody who holds one.  Relaxed: the holder sees
- * the slot's contents already, and nobody learns of them by this increment. */
+/* One more reference, by somebody who holds one.  The holder sees the slot's contents
+ * already, and nobody learns of them by this increment.  Release: not before our operation
+ * is written down (ledger.h), or an audit would find the count too high and nobody at work. */
 static inline int pf_slot_inc(pf_slot *s) {
-    if (pf_add_relaxed_u64(&s->count, 1) >= PF_MAX) {
+    if (pf_add_release_u64(&s->count, 1) >= PF_MAX) {
         pf_sub_relaxed_u64(&s->count, 1);
         return PF_E_OVERFLOW;
     }
@@ -122,7 +123,8 @@ static inline int pf_slot_inc(pf_slot *s) {
 }
 
 /* One more reference, by somebody who knows only the paddr.  Acquire pairs
- * with the release of pf_slot_publish(): type and storage are visible. */
+ * with the release of pf_slot_publish(): type and storage are visible.  Release as in
+ * pf_slot_inc(). */
 static inline int pf_slot_get(pf_slot *s) {
     for (;;) {
         uint64_t count = pf_slot_count(s);
@@ -134,7 +136,7 @@ static inline int pf_slot_get(pf_slot *s) {
             return PF_E_BUSY;
         if (count >= PF_MAX)
             return PF_E_OVERFLOW;
-        if (pf_cas_acquire_u64(&s->count, count, count + 1))
+        if (pf_cas_acq_rel_u64(&s->count, count, count + 1))
             return PF_OK;
     }
 }

@@ -45,6 +45,7 @@ cdef extern from "atomic.h" nogil:
     uint64_t pf_load_acquire_u64(const uint64_t *)
     uint32_t pf_load_acquire_u32(const uint32_t *)
     uint32_t pf_add_release_u32(uint32_t *, uint32_t)
+    void pf_fence_acquire()
 
 
 cdef extern from "slot.h" nogil:

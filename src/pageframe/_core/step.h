@@ -7,8 +7,9 @@
  * pf_step() stands before every store that another process may find done or
  * undone after a kill.  In an ordinary build it is nothing.  Built with
  * -Dsteps=true, a process counts the steps it passes in a file that the
- * environment names (PAGEFRAME_STEPS), and sends itself a signal where the file
- * says so: that is how the tests kill a process at each of them.
+ * environment names (PAGEFRAME_STEPS), lists the first of them there in their order, and
+ * sends itself a signal where the file says so: that is how the tests kill a process at
+ * each of them, and hold it against a model.
  *
  * Counters that are hints (allocator.pyx) are no part of the protocol, nor is what
  * a process writes where nobody else can reach yet, and that it never publishes.
@@ -17,7 +18,7 @@
 #define PAGEFRAME_STEP_H
 
 #define PF_STEPS_LIST(S)                                                       \
-    S(op_begin) S(op_end)                                                      \
+    S(op_begin) S(op_number) S(op_end)                                         \
     S(claim_bit) S(claim_kept) S(claim_ledger)                                 \
     S(free_ledger) S(free_kept) S(free_bit)                                    \
     S(take_kept) S(take_kept_bit) S(chunk_lane) S(trim_type)                   \
@@ -29,7 +30,7 @@
     S(retire_generation) S(retire_count)                                       \
     S(orphan_ledger) S(orphan_total) S(orphan_count)                           \
     S(adopt_count) S(adopt_ledger) S(adopt_total)                              \
-    S(join_describe) S(join_state) S(leave_area) S(leave_state)                \
+    S(join_describe) S(join_state) S(join_count) S(leave_area) S(leave_state)  \
     S(reap_count) S(reap_ledger) S(reap_sub) S(reap_mark) S(reap_busy)         \
     S(reap_chunk) S(reap_lanes)                                                \
     S(audit_busy) S(audit_ledger) S(audit_count)                               \
@@ -52,6 +53,7 @@ enum { PF_STEPS_LIST(PF_STEP_ENUM) PF_STEP_COUNT };
 #include <unistd.h>
 
 #define PF_STEP_TARGETS 8
+#define PF_STEP_ORDER 4096
 
 typedef struct {
     uint64_t pid;    /* who is watched */
@@ -60,7 +62,11 @@ typedef struct {
     uint64_t signal; /* which: SIGKILL; or SIGSTOP, for another process to come between */
     uint64_t hit;    /* whether it did */
     uint64_t passed[PF_STEP_COUNT];
+    uint64_t listed;
+    uint8_t order[PF_STEP_ORDER];
 } pf_steps;
+
+_Static_assert(PF_STEP_COUNT < 256, "a step's number is a byte");
 
 static pf_steps *pf_steps_page; /* PF_STEP_TARGETS of them */
 
@@ -81,6 +87,9 @@ static inline void pf_step(int step) {
         if (t->pid != pid)
             continue;
         __atomic_fetch_add(&t->passed[step], 1, __ATOMIC_SEQ_CST);
+        uint64_t number = __atomic_fetch_add(&t->listed, 1, __ATOMIC_SEQ_CST);
+        if (number < PF_STEP_ORDER)
+            t->order[number] = (uint8_t)step;
         if (t->step == (uint64_t)step && __atomic_fetch_sub(&t->after, 1, __ATOMIC_SEQ_CST) == 0) {
             t->hit = 1;
             kill(getpid(), (int)t->signal);
