@@ -48,7 +48,8 @@ from pageframe._core.ledger cimport (
 from pageframe._core.slot cimport (
     pf_add_relaxed_i32, pf_and_release_u64, pf_cas_acq_rel_u64, pf_cas_acquire_u32,
     pf_exchange_i32, pf_exchange_u64, pf_load_relaxed_i32, pf_load_relaxed_u32, pf_load_relaxed_u64,
-    pf_store_relaxed_i32, pf_store_relaxed_u32, pf_store_relaxed_u64, pf_store_release_u64)
+    PF_UNUSED, pf_slot_count, pf_store_relaxed_i32, pf_store_relaxed_u32, pf_store_relaxed_u64,
+    pf_store_release_u64)
 
 cdef extern from "lane.h" nogil:
     int pf_lane_setup()
@@ -77,6 +78,31 @@ cdef inline uint64_t frame_bit(uint64_t frame) noexcept nogil:
     return 1ull << (frame & (WORD_BITS - 1))
 
 
+cdef inline uint64_t free_in(const pf_arena *a, uint64_t word, uint64_t bits) noexcept nogil:
+    """The frames of a word that its bits say are free; past the last frame there is none to be had."""
+    if word >= a.frames >> WORD_SHIFT:
+        return 0 if word > a.frames >> WORD_SHIFT else ~bits & (frame_bit(a.frames) - 1)
+    return ~bits
+
+
+cdef inline bint take_over(pf_arena *a, pf_lane *lane, uint64_t frame) noexcept nogil:
+    """Own a frame that was claimed just now; False if it is in use all the same.
+
+    That takes a process which wrote over the arena's tables.  The bit stays set then, so that
+    nobody else gets the frame either.
+    """
+    if a.ledger != NULL and pf_slot_count(pf_slot_at(a, frame)) != PF_UNUSED:
+        pf_op_end(a, lane)
+        return False
+    pf_ledger_claim(a, lane, frame)
+    return True
+
+
+cdef inline int32_t plus(int32_t a, int32_t b) noexcept nogil:
+    """Add, whatever a damaged counter says."""
+    return <int32_t>(<uint32_t>a + <uint32_t>b)
+
+
 cdef inline void tally(pf_arena *a, pf_lane *lane, uint64_t word, int32_t frames) noexcept nogil:
     """Count frames given back to (or, negative, taken from) the chunk of a word.
 
@@ -84,7 +110,7 @@ cdef inline void tally(pf_arena *a, pf_lane *lane, uint64_t word, int32_t frames
     """
     cdef uint64_t chunk = word // PF_CHUNK_WORDS
     if lane != NULL and lane.chunk == chunk + 1:
-        pf_store_relaxed_i32(&lane.free, lane.free + frames)
+        pf_store_relaxed_i32(&lane.free, plus(lane.free, frames))
     else:
         pf_add_relaxed_i32(&a.chunks[chunk].free, frames)
 
@@ -115,18 +141,19 @@ cdef inline int64_t claim_in_word(
     cdef uint64_t *p = &a.bits[word]
     cdef uint64_t old = pf_load_relaxed_u64(p)
     cdef uint64_t bit, frame
-    while ~old:
-        bit = preferred & ~old
+    cdef uint64_t found = free_in(a, word, old)
+    while found:
+        bit = preferred & found
         if bit == 0:
-            bit = ~old & (old + 1)      # the lowest free one
+            bit = found & -found        # the lowest one
         frame = (word << WORD_SHIFT) + pf_ctz(bit)
         pf_op_begin(a, lane, PF_OP_CLAIM, frame)
         pf_step(PF_S_claim_bit)
         # Acquire: what the last owner wrote.  Release: our operation in progress.
-        if pf_cas_acq_rel_u64(p, old, old | bit):
-            pf_ledger_claim(a, lane, frame)
+        if pf_cas_acq_rel_u64(p, old, old | bit) and take_over(a, lane, frame):
             return frame
         old = pf_load_relaxed_u64(p)
+        found = free_in(a, word, old)
     pf_op_end(a, lane)
     return -1
 
@@ -149,12 +176,14 @@ cdef inline uint32_t lane_id(const pf_arena *a, const pf_lane *lane) noexcept no
 cdef bint lane_reserve(pf_arena *a, pf_lane *lane, uint64_t chunk) noexcept nogil:
     """Make a chunk the lane's own, unless another lane has it."""
     cdef pf_chunk *c
+    # Read once: what was checked is used, though somebody writes over the lane meanwhile.
+    cdef uint64_t mine = pf_load_relaxed_u32(&lane.chunk)
     # Who has a chunk reserved is a hint like the counters; the bits alone give frames.
     pf_step(PF_S_chunk_lane)
     if not pf_cas_acquire_u32(&a.chunks[chunk].lane, 0, lane_id(a, lane)):
         return False
-    if lane.chunk - 1 < a.chunk_count:
-        c = &a.chunks[lane.chunk - 1]
+    if mine - 1 < a.chunk_count:
+        c = &a.chunks[mine - 1]
         pf_add_relaxed_i32(&c.free, lane.free)
         pf_store_relaxed_u32(&c.lane, 0)
     pf_store_relaxed_u32(&lane.chunk, chunk + 1)
@@ -165,8 +194,9 @@ cdef bint lane_reserve(pf_arena *a, pf_lane *lane, uint64_t chunk) noexcept nogi
 cdef void release_lane(pf_arena *a, uint32_t client, pf_lane *lane) noexcept nogil:
     """Give up the chunk that a lane has reserved, of a client that goes."""
     cdef pf_chunk *c
-    if 0 < lane.chunk <= a.chunk_count:
-        c = &a.chunks[lane.chunk - 1]
+    cdef uint64_t reserved = pf_load_relaxed_u32(&lane.chunk)
+    if reserved - 1 < a.chunk_count:
+        c = &a.chunks[reserved - 1]
         pf_step(PF_S_reap_chunk)
         if pf_cas_acquire_u32(&c.lane, client * PF_LANES + <uint32_t>(lane - pf_lanes_of(a, client)) + 1, 0):
             pf_add_relaxed_i32(&c.free, lane.free)
@@ -177,15 +207,15 @@ cdef void release_lane(pf_arena *a, uint32_t client, pf_lane *lane) noexcept nog
 cdef int64_t claim_searching(pf_arena *a, pf_lane *lane) noexcept nogil:
     """The slow path: the rest of the lane's chunk, another chunk, anything at all."""
     cdef uint64_t start = 0
-    cdef uint64_t i, chunk
+    cdef uint64_t i, chunk, mine
     cdef int64_t frame
     cdef int tries = 0
     if lane != NULL:
-        if lane.chunk - 1 < a.chunk_count:      # not 0, and not damaged
+        mine = pf_load_relaxed_u32(&lane.chunk)
+        if mine - 1 < a.chunk_count:    # not 0, and not damaged
             # Frames of this chunk that other lanes have given back count from now on.
-            start = lane.chunk - 1
-            pf_store_relaxed_i32(
-                &lane.free, lane.free + pf_exchange_i32(&a.chunks[start].free, 0))
+            start = mine - 1
+            pf_store_relaxed_i32(&lane.free, plus(lane.free, pf_exchange_i32(&a.chunks[start].free, 0)))
             if lane.free > 0:
                 frame = claim_in_chunk(a, lane, start)
                 if frame >= 0:
@@ -230,10 +260,9 @@ cdef int64_t claim_one(pf_arena *a) noexcept nogil:
             pf_step(PF_S_claim_kept)
             # Acquire pairs with the release in give_back(); an exchange, since
             # others may take the frame at the same time.
-            if pf_exchange_u64(&lane.kept, 0) == kept:
-                pf_ledger_claim(a, lane, kept - 1)
+            if pf_exchange_u64(&lane.kept, 0) == kept and take_over(a, lane, kept - 1):
                 return kept - 1
-        hint = min(lane.hint, a.frames - 1)
+        hint = min(pf_load_relaxed_u64(&lane.hint), a.frames - 1)
     frame = claim_in_word(a, lane, hint >> WORD_SHIFT, frame_bit(hint))
     if frame < 0:
         frame = claim_searching(a, lane)
@@ -307,7 +336,8 @@ cdef bint claim_mask(pf_arena *a, uint64_t word, uint64_t mask) noexcept nogil:
         pf_op_begin(a, lane, PF_OP_CLAIM, frame)
         pf_step(PF_S_claim_bit)
         if pf_cas_acq_rel_u64(p, old, old | bit):
-            pf_ledger_claim(a, lane, frame)
+            if not take_over(a, lane, frame):
+                break
             left ^= bit
             if left == 0:
                 tally(a, lane, word, -<int32_t>pf_popcount(mask))
@@ -412,10 +442,10 @@ cdef int64_t claim_run(pf_arena *a, uint64_t count, uint64_t align) noexcept nog
 
 cdef int64_t search_run(pf_arena *a, uint64_t count, uint64_t align) noexcept nogil:
     cdef pf_lane *lane = my_lane(a)
-    cdef uint64_t start, taken, done
-    if lane != NULL and lane.hint < a.frames and lane.hint % align == 0 and lane.hint + count <= a.frames:
+    cdef uint64_t start = a.frames if lane == NULL else pf_load_relaxed_u64(&lane.hint)
+    cdef uint64_t taken, done
+    if start < a.frames and start % align == 0 and start + count <= a.frames:
         # What was given back last, if it fits again: it is warm.
-        start = lane.hint
         if next_bit(a, start, start + count, True) == start + count:
             if claim_range(a, start, count) == count:
                 return start
@@ -449,7 +479,8 @@ cdef uint64_t claim_round(pf_arena *a, uint64_t count, uint64_t *frames) noexcep
     """Claim frames a word at a time, once round from the frame given back last."""
     cdef pf_lane *lane = my_lane(a)
     cdef uint64_t words = a.chunk_count * PF_CHUNK_WORDS
-    cdef uint64_t word = (min(lane.hint, a.frames - 1) if lane != NULL else 0) >> WORD_SHIFT
+    cdef uint64_t hint = 0 if lane == NULL else pf_load_relaxed_u64(&lane.hint)
+    cdef uint64_t word = min(hint, a.frames - 1) >> WORD_SHIFT
     cdef uint64_t got = 0
     cdef uint64_t _i, take
     for _i in range(words + 1):
@@ -471,9 +502,9 @@ cdef uint64_t claim_any(pf_arena *a, pf_lane *lane, uint64_t word, uint64_t coun
     cdef uint64_t *p = &a.bits[word]
     cdef uint64_t old = pf_load_relaxed_u64(p)
     cdef uint64_t got = 0
-    cdef uint64_t take, frame
-    while ~old and pf_popcount(got) < count:
-        take = ~old
+    cdef uint64_t take = free_in(a, word, old)
+    cdef uint64_t frame
+    while take and pf_popcount(got) < count:
         if a.recorded:
             take &= -take
         while pf_popcount(take) > count:
@@ -481,12 +512,12 @@ cdef uint64_t claim_any(pf_arena *a, pf_lane *lane, uint64_t word, uint64_t coun
         frame = (word << WORD_SHIFT) + pf_ctz(take)
         pf_op_begin(a, lane, PF_OP_CLAIM, frame)
         pf_step(PF_S_claim_bit)
-        if pf_cas_acq_rel_u64(p, old, old | take):
-            pf_ledger_claim(a, lane, frame)
+        if pf_cas_acq_rel_u64(p, old, old | take) and take_over(a, lane, frame):
             got |= take
             if not a.recorded:
                 break
         old = pf_load_relaxed_u64(p)
+        take = free_in(a, word, old)
     pf_op_end(a, lane)
     if got:
         tally(a, lane, word, -<int32_t>pf_popcount(got))
@@ -501,12 +532,12 @@ cdef int64_t free_frames(const pf_arena *a) noexcept nogil:
     cdef uint64_t word
     cdef uint32_t client, i
     for word in range(a.chunk_count * PF_CHUNK_WORDS):
-        total += pf_popcount(~pf_load_relaxed_u64(&a.bits[word]))
+        total += pf_popcount(free_in(a, word, pf_load_relaxed_u64(&a.bits[word])))
     for client in range(pf_client_count(a)):
         if pf_client_used(a, client):
             for i in range(PF_LANES):
-                total += pf_load_relaxed_u64(&pf_lanes_of(a, client)[i].kept) != 0
-    return total
+                total += pf_load_relaxed_u64(&pf_lanes_of(a, client)[i].kept) - 1 < a.frames
+    return min(total, a.frames)
 
 
 cdef uint64_t longest_free_run(pf_arena *a) noexcept nogil:
@@ -533,7 +564,7 @@ cdef uint64_t trim(pf_arena *a) noexcept nogil:
     cdef uint64_t start, stop, frame
     cdef int advice = MADV_REMOVE if a.file else MADV_DONTNEED
     take_kept(a)
-    if a.header.flags & PF_RESERVED_MEMORY:
+    if a.flags & PF_RESERVED_MEMORY:
         return 0
     start = next_bit(a, 0, a.frames, False)
     while start < a.frames:
@@ -565,13 +596,14 @@ cdef void recount_chunks(pf_arena *a) noexcept nogil:
     for chunk in range(a.chunk_count):
         counted = 0
         for word in range(chunk * PF_CHUNK_WORDS, (chunk + 1) * PF_CHUNK_WORDS):
-            counted += <int32_t>pf_popcount(~pf_load_relaxed_u64(&a.bits[word]))
+            counted += <int32_t>pf_popcount(free_in(a, word, pf_load_relaxed_u64(&a.bits[word])))
         owner = pf_load_relaxed_u32(&a.chunks[chunk].lane)
         if owner:
             owner -= 1
             if (owner < pf_client_count(a) * PF_LANES and pf_client_used(a, owner // PF_LANES)
                     and pf_lanes_of(a, owner // PF_LANES)[owner % PF_LANES].chunk == chunk + 1):
-                counted -= pf_lanes_of(a, owner // PF_LANES)[owner % PF_LANES].free
+                counted = plus(
+                    counted, plus(~pf_lanes_of(a, owner // PF_LANES)[owner % PF_LANES].free, 1))
             else:
                 pf_store_relaxed_u32(&a.chunks[chunk].lane, 0)
         pf_store_relaxed_i32(&a.chunks[chunk].free, counted)

@@ -222,6 +222,7 @@ typedef struct pf_arena {
     int file;              /* the memory is that of a file */
     uint32_t views;        /* arrays over the arena's tables */
     int recorded;          /* what is done is written down, frame by frame: there is a ledger, or rings */
+    uint32_t flags;        /* as in the header */
     uint32_t debug;        /* of its flags: PF_POISON, PF_TRACE */
     pf_header *header;
     pf_type *types;
@@ -311,6 +312,11 @@ static inline unsigned char *pf_bytes_at(const pf_arena *a, uint64_t frame) {
 
 static inline uint32_t pf_type_flags(const pf_arena *a, const pf_slot *s) {
     return a->type_info[s->type_id & (PF_TYPE_LIMIT - 1)].flags;
+}
+
+/* Whether a frame is the arena's own: nobody's to free, whatever counts and ledgers say. */
+static inline int pf_is_own(const pf_arena *a, uint64_t frame) {
+    return (pf_type_flags(a, pf_slot_at(a, frame)) & PF_ARENA) != 0;
 }
 
 /* FNV-1a, 64 bits: http://www.isthe.com/chongo/tech/comp/fnv/ */

@@ -157,6 +157,7 @@ cdef extern from "arena.h" nogil:
         uint32_t client
         uint32_t epoch
         pf_lane *(*my_lane)(pf_arena *) noexcept nogil
+        uint32_t flags
         uint32_t debug
         bint recorded
         pf_event *rings
@@ -176,6 +177,7 @@ cdef extern from "arena.h" nogil:
     uint64_t pf_frame_of(const pf_arena *, const pf_slot *)
     unsigned char *pf_bytes_at(const pf_arena *, uint64_t)
     uint32_t pf_type_flags(const pf_arena *, const pf_slot *)
+    bint pf_is_own(const pf_arena *, uint64_t frame)
     uint64_t pf_fnv1a(const void *, size_t)
     uint64_t pf_header_checksum(const pf_header *)
     uint64_t pf_mask(unsigned, unsigned)

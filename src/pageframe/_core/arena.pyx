@@ -175,7 +175,8 @@ cdef class Arena:
         cdef uint64_t span = size + areas
         cdef int mapped
         self.check_new()
-        self.mapping_size = span + page_size
+        # With addresses before and behind that nobody can touch.
+        self.mapping_size = span + 2 * page_size
         self.mapping = map_memory(
             NULL, self.mapping_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1)
         self.set_geometry(size, page_size, slot_size)
@@ -193,7 +194,7 @@ cdef class Arena:
         return 0
 
     cdef int set_geometry(self, uint64_t size, uint64_t page_size, uint64_t slot_size) except -1:
-        cdef size_t address = (<size_t>self.mapping + page_size - 1) & ~(page_size - 1)
+        cdef size_t address = (<size_t>self.mapping + page_size) & ~(page_size - 1)
         self.a.base = <unsigned char *>address
         self.a.size = size
         self.a.frames = size // page_size
@@ -280,7 +281,8 @@ cdef class Arena:
         a.client_capacity = header.client_capacity
         a.ticket_capacity = header.ticket_capacity
         a.area_size = header.area_size
-        a.debug = header.flags & (PF_POISON | PF_TRACE)
+        a.flags = header.flags
+        a.debug = a.flags & (PF_POISON | PF_TRACE)
         if a.debug & PF_POISON:
             pf_watch(a, PF_WATCH_POISON)
         if a.client_capacity:

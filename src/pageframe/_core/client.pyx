@@ -135,7 +135,7 @@ cdef int64_t lock_place(Arena mem, int fd, uint32_t state) except -2:
 cdef int use_place(Arena mem, int fd, uint32_t client) except -1:
     """Make a free place that is locked a client's, of this process for the time being."""
     cdef uint64_t size = mem.a.area_size
-    if mem.a.header.flags & PF_RESERVED_MEMORY:
+    if mem.a.flags & PF_RESERVED_MEMORY:
         backing.reserve(
             fd, mem.a.size + client * size, size,
             str(mem.path))
