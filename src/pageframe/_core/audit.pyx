@@ -25,8 +25,8 @@ from libc.stdlib cimport calloc, free
 from pageframe._core import backing
 from pageframe._core.allocator cimport give_back_range, next_bit, recount_chunks, set_bit
 from pageframe._core.arena cimport (
-    PF_ARENA, PF_LANES, Arena, pf_arena, pf_client_count, pf_client_used, pf_lane, pf_lanes_of,
-    pf_ledger_of, pf_slot_at, pf_ticket, pf_type_flags)
+    PF_LANES, Arena, pf_arena, pf_client_count, pf_client_used, pf_lane, pf_lanes_of,
+    pf_is_own, pf_ledger_of, pf_slot_at, pf_ticket)
 from pageframe._core.client cimport client_info, client_infos, ledger_walk, next_held, walk_ledger
 from pageframe._core.handle cimport end_life
 from pageframe._core.ledger cimport (
@@ -124,9 +124,15 @@ cdef enum verdict:
 cdef verdict judge(
         const pf_arena *a, uint64_t frame, uint64_t count, uint64_t expected,
         bint kept) noexcept nogil:
-    """What is to be thought of a count if the holders have so many references."""
+    """What is to be thought of a count if the holders have so many references.
+
+    The arena has one to each frame of its own, which no crash touches.
+    """
     cdef bint bit = next_bit(a, frame, frame + 1, True) == frame
-    expected += own_reference(a, frame, count)
+    if pf_is_own(a, frame):
+        expected += 1
+        if not 1 <= count <= PF_MAX:
+            return DAMAGED
     if count == PF_UNUSED:
         if expected == 0:
             return LEAKED if bit and not kept else DAMAGED if kept and not bit else FINE
@@ -142,11 +148,6 @@ cdef verdict judge(
     if count == PF_UNIQUE:
         return FINE if expected == 1 else DAMAGED
     return FINE if count == expected else MISCOUNTED if count > expected else DAMAGED
-
-
-cdef uint64_t own_reference(const pf_arena *a, uint64_t frame, uint64_t count) noexcept nogil:
-    """The reference that the arena has to a frame of its own."""
-    return 1 <= count <= PF_MAX and pf_type_flags(a, pf_slot_at(a, frame)) & PF_ARENA != 0
 
 
 ctypedef struct work:
@@ -282,9 +283,10 @@ cdef int put_right(
         Arena mem, uint64_t frame, verdict found, uint64_t count, uint64_t expected) except -1:
     """Make a frame agree with its holders, unless its count has changed since it was judged."""
     cdef pf_slot *slot = pf_slot_at(&mem.a, frame)
-    expected += own_reference(&mem.a, frame, count)
+    cdef bint own = pf_is_own(&mem.a, frame)
+    expected += own
     if found != LEAKED:
-        if expected and 1 <= count <= PF_MAX:
+        if own or (expected and 1 <= count <= PF_MAX):
             # Whoever tampered with it: nobody who holds the frame may lose it.
             set_bit(&mem.a, frame)
             pf_step(PF_S_audit_count)

@@ -30,7 +30,7 @@ from pageframe._core import backing
 from pageframe._core.allocator cimport give_back_owned, my_lane, next_bit, release_lane, take_kept_of
 from pageframe._core.arena cimport (
     PF_CLIENT_USED, PF_LANES, PF_ON_DROP, PF_TYPE_LIMIT, Arena, pf_arena, pf_lane, pf_lanes_of,
-    pf_ledger_of, pf_let_go, pf_slot_at, pf_type_flags)
+    pf_is_own, pf_ledger_of, pf_let_go, pf_slot_at, pf_type_flags)
 from pageframe._core.client cimport (
     client_info, client_offset, free_place, ledger_walk, lock_place, next_held, walk_ledger)
 from pageframe._core.errors import PageFrameError
@@ -195,6 +195,10 @@ cdef outcome give_back_frame(
     cdef uint32_t references = pf_load_relaxed_u32(entry)
     cdef uint64_t count = pf_slot_count(slot)
     cdef bint on_drop = pf_type_flags(a, slot) & PF_ON_DROP != 0
+    cdef bint own = pf_is_own(a, frame)
+    if own and not 1 <= count <= PF_MAX:
+        pf_store_release_u32(entry, 0)      # tampered with
+        return KEPT
     if count == PF_UNUSED:
         pf_poison_again(a, slot, client)
         return ENDED        # claimed and not yet built, or torn down and not yet free
@@ -212,7 +216,7 @@ cdef outcome give_back_frame(
     else:
         found.references += references
         pf_step(PF_S_reap_count)
-        if not pf_slot_end(slot, references):
+        if own or not pf_slot_end(slot, references):
             # Others hold it, too.  As in pf_recorded_less(): the ledger first.
             pf_op_begin(a, my_lane(a), PF_OP_LESS, frame)
             pf_step(PF_S_reap_ledger)
@@ -220,7 +224,7 @@ cdef outcome give_back_frame(
             if client == a.client:      # which leaves
                 pf_let_go(a, frame)
             pf_step(PF_S_reap_sub)
-            if not drop_references(slot, references):
+            if not drop_references(slot, references, own):
                 pf_op_end(a, my_lane(a))
                 return KEPT
             pf_step(PF_S_reap_mark)
@@ -229,11 +233,12 @@ cdef outcome give_back_frame(
     return BUSY if on_drop else end_frame(a, client, slot, found)
 
 
-cdef bint drop_references(pf_slot *slot, uint64_t references) noexcept nogil:
+cdef bint drop_references(pf_slot *slot, uint64_t references, uint64_t least) noexcept nogil:
     """Take references off a count; true if none is left, and the slot is busy and ours."""
     cdef uint64_t count = pf_slot_count(slot)
-    # A count that is less than what a ledger says was tampered with: it stays.
-    while references <= count <= PF_MAX:
+    # A count that is less than what a ledger says, or would leave less than there must be, was
+    # tampered with: it stays.
+    while references + least <= count <= PF_MAX:
         if pf_cas_acq_rel_u64(&slot.count, count, count - references):
             return count == references
         count = pf_slot_count(slot)
