@@ -17,7 +17,7 @@ import os
 import numpy as np
 
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from pageframe._core import backing
@@ -29,7 +29,7 @@ from pageframe._core.client cimport client_infos, ledger_walk, next_held, walk_l
 from pageframe._core.errors import ArenaInUseError
 from pageframe._core.event_trace cimport events
 from pageframe._core.handle cimport Handle, held
-from pageframe._core.meta cimport find_type, know_types, slot_dtype
+from pageframe._core.meta cimport find_type, know_own_types, know_types, slot_dtype
 from pageframe._core.slot cimport PF_BUSY, PF_ORPHAN, PF_UNUSED, pf_load_relaxed_u32
 
 
@@ -102,8 +102,7 @@ cdef class ArenaView(Arena):
         memcpy(&checked, <const unsigned char *><bytes>header.raw, sizeof(checked))
         self.find_tables(&checked)
         self.own_frames = header.own_frames
-        self.classes.append(None)
-        self.a.types_known = 1
+        know_own_types(self)
         know_types(self)
         return 0
 
@@ -184,7 +183,8 @@ cdef class ArenaView(Arena):
     def used_frames(self):
         """Frames that somebody holds."""
         self.check_shown()
-        return self.a.frames - self.own_frames - free_frames(&self.a)
+        # In a damaged arena more may be free than there are.
+        return max(<int64_t>0, <int64_t>(self.a.frames - self.own_frames - free_frames(&self.a)))
 
     @property
     def reserved_frames(self):

@@ -46,7 +46,9 @@ cdef class VirtualBytes:
 cdef unsigned char *locate(Holder owner, uint64_t *size) except NULL:
     """The bytes of a segment or of something mapped."""
     if not isinstance(owner, USegment):
-        size[0] = (<VirtualBytes?>owner).nbytes
+        if not isinstance(owner, VirtualBytes):
+            raise FrameTypeError(f"{owner!r} has no bytes for an array")
+        size[0] = (<VirtualBytes>owner).nbytes
         return (<VirtualBytes>owner).data
     size[0] = (<USegment>owner).count << owner.mem.a.page_shift
     return pf_bytes_at(&owner.mem.a, (<USegment>owner).first)

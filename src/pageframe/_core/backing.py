@@ -56,6 +56,7 @@ BYTE_ORDER = 0x01020304
 HEADER_SIZE = 576
 CHECKED = 224  # bytes that the checksum covers; it follows them
 TABLES = ("header", "types", "clients", "tickets", "bits", "chunks", "slots", "areas")
+OWN_TYPES = 6  # that any arena has
 UNLINK_ON_LAST = 1
 TRACE = 8
 RINGS_SIZE = 64 * 256 * 32  # at the end of an area, if there is a trace
@@ -167,7 +168,8 @@ def check_geometry(header: Header, where: str) -> None:
         and 64 <= header.slot_size <= 256
         and 0 < header.frames < 1 << 32
         and header.size == header.frames * header.page_size
-        and 0 < header.type_capacity < 128
+        and header.own_frames < header.frames
+        and OWN_TYPES <= header.type_capacity < 128
         and 0 < header.client_capacity <= 4096
         and header.area_size % 4096 == 0
         and header.area_size >= 4096 + 4 * header.frames + (RINGS_SIZE if header.flags & TRACE else 0)

@@ -171,7 +171,8 @@ class ArenaStats:
     @property
     def fragmentation(self):
         """The part of the free frames that is not in the longest free run: 0.0 .. 1.0."""
-        return 1 - self.longest_free_run / self.free_frames if self.free_frames else 0.0
+        # In a damaged arena there may be frames in a free run that are not free.
+        return max(0.0, 1 - self.longest_free_run / self.free_frames) if self.free_frames else 0.0
 
     def unusable(self, order):
         """The part of the free frames that is of no use for aligned blocks of ``2**order`` frames.
@@ -333,7 +334,7 @@ cdef object stats(Arena mem, uint64_t own_frames):
         slot_size=1 << mem.a.slot_shift,
         total_frames=mem.a.frames,
         free_frames=free_now,
-        used_frames=mem.a.frames - own_frames - free_now,
+        used_frames=max(<int64_t>0, <int64_t>(mem.a.frames - own_frames - free_now)),
         reserved_frames=own_frames,
         shared_frames=frames[SHARED],
         unique_frames=frames[UNIQUE] + frames[LISTED],

@@ -306,8 +306,8 @@ cdef MetaSource meta_source(Arena mem, object meta):
     cdef MetaView value
     value = meta_value(mem, meta, &source.type_id)
     mem.check_open()        # making the metadata may have closed it
-    source.size = mem.a.type_info[source.type_id].size
     if value is not None:
+        source.size = mem.a.type_info[source.type_id].size
         source.keep = value
         source.storage = value.data
     return source

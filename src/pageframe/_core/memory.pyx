@@ -47,7 +47,7 @@ from pageframe._core.handle cimport (
     MetaSource, begin_life, get, meta_source, obtain_one, put, raw_add, zero_used)
 from pageframe._core.mapping cimport make_ring, map_frames
 from pageframe._core.meta cimport (
-    TYPE_META_PAGE, TYPE_RESERVED, TYPE_UNTYPED, TYPE_UNUSABLE, register_builtin)
+    TYPE_META_PAGE, TYPE_RESERVED, TYPE_UNTYPED, TYPE_UNUSABLE, register_own_types)
 from pageframe._core.poison cimport check_poison
 from pageframe._core.reap cimport give_back_all, reap as reap_dead, reaped
 from pageframe._core.segment cimport alloc_segment
@@ -224,7 +224,7 @@ cdef class PhysicalMemory(ArenaView):
         except MemoryError as error:
             raise ValueError(
                 f"the arena of {self.a.size} bytes can't hold its own tables: {error}") from None
-        register_builtin(self)
+        register_own_types(self)
         setup_bits(&self.a)
         for start, stop in early.allocated(page):
             reserve(&self.a, start, stop, TYPE_META_PAGE)
@@ -495,7 +495,7 @@ cdef class PhysicalMemory(ArenaView):
             self.a.leaving = False
         backing.lock(self.fd, backing.MEMBERSHIP, True)
         free_place(self, self.a.client)
-        if (self.path is not None and self.a.header.flags & PF_UNLINK_ON_LAST
+        if (self.path is not None and self.a.flags & PF_UNLINK_ON_LAST
                 and not backing.locked(self.fd, client_offset(self, 0),
                                        self.a.client_capacity * sizeof(pf_client))):
             pf_store_release_u32(&self.a.header.gone, 1)
@@ -1002,7 +1002,7 @@ cdef object arena_info(object where, object arena_id):
             name=name, path=where, id=view.id, size=view.size, page_size=view.page_size,
             total_frames=view.total_frames, used_frames=view.used_frames, clients=clients, dead=dead,
             created=view.created, owner=os.fstat(view.fd).st_uid,
-            stale=clients == 0 and (dead > 0 or view.a.header.flags & PF_UNLINK_ON_LAST != 0),
+            stale=clients == 0 and (dead > 0 or view.a.flags & PF_UNLINK_ON_LAST != 0),
             problem=None)
 
 

@@ -42,8 +42,10 @@ cdef bint is_meta_type(object cls) except -1
 cdef MetaView own_copy(MetaView value)
 cdef uint32_t type_id_of(Arena mem, object cls) except 0
 cdef object class_of(Arena mem, const pf_slot *slot)
+cdef object class_numbered(Arena mem, uint32_t type_id)
 cdef MetaView meta_value(Arena mem, object meta, uint32_t *type_id)
-cdef int register_builtin(Arena mem) except -1
+cdef int register_own_types(Arena mem) except -1
+cdef int know_own_types(Arena mem) except -1
 cdef int know_types(Arena mem) except -1
 cdef object type_name(Arena mem, uint32_t type_id)
 cdef uint32_t find_type(Arena mem, object cls) except? 0

@@ -51,7 +51,7 @@ from pageframe._core import field_type
 from pageframe._core.io cimport VmReader, reader_over
 from pageframe._core.ledger cimport PF_S_type_count, PF_S_type_entry, PF_S_type_flags, pf_step
 from pageframe._core.slot cimport (
-    PF_SLOT_HEADER, PF_SLOT_MAX, pf_load_acquire_u32, pf_slot, pf_store_release_u32)
+    PF_SLOT_HEADER, PF_SLOT_MAX, pf_load_acquire_u32, pf_load_relaxed_u32, pf_slot, pf_store_release_u32)
 
 cdef extern from "string.h":
     size_t strnlen(const char *, size_t)
@@ -711,7 +711,7 @@ cdef uint32_t register_layout(Arena mem, MetaLayout layout, bytes name) except 0
             pf_step(PF_S_type_flags)
             entry.flags |= layout.flags & PF_ON_DROP
             return type_id
-    if count == mem.a.type_capacity:
+    if count >= mem.a.type_capacity:
         raise FrameTypeError(
             f"no room to register {layout.name}: the arena has its {count} types already")
     entry = &mem.a.types[count]
@@ -781,7 +781,9 @@ cdef object defined_class(Arena mem, uint32_t type_id):
     cdef const pf_type *entry = &mem.a.types[type_id - 1]
     found = defined_types.get((entry_name(entry).decode(errors="replace"), entry.fingerprint))
     cls = found and found()
-    return None if cls is None or layout_of(cls).size != entry.size else cls
+    if cls is None or layout_of(cls).size != entry.size:
+        return None
+    return cls if layout_of(cls).size <= (1 << mem.a.slot_shift) - PF_SLOT_HEADER else None
 
 
 cdef object opaque_class(Arena mem, uint32_t type_id):
@@ -798,19 +800,36 @@ cdef object opaque_class(Arena mem, uint32_t type_id):
         qualname or "Unnamed", tuple(bases), {"__module__": module, "__opaque__": True})
 
 
-cdef int register_builtin(Arena mem) except -1:
+cdef tuple own_types = (
+    UntypedFrameMeta, MetaPageMeta, ReservedMemoryMeta, UnusableMemoryMeta, TicketPageMeta, PageTableMeta)
+
+
+cdef int register_own_types(Arena mem) except -1:
+    """Begin the registry of a new arena."""
     mem.classes.append(None)    # type ids begin at 1
     mem.a.types_known = 1
-    for cls in (
-            UntypedFrameMeta, MetaPageMeta, ReservedMemoryMeta, UnusableMemoryMeta, TicketPageMeta,
-            PageTableMeta):
+    for cls in own_types:
         register_type(mem, cls)
+    return 0
+
+
+cdef int know_own_types(Arena mem) except -1:
+    """Begin with the types that have the same numbers everywhere; no registry is believed about them."""
+    mem.classes.append(None)
+    for type_id, cls in enumerate(own_types, 1):
+        mem.classes.append(cls)
+        set_class(mem, type_id, cls)
+    mem.a.types_known = len(mem.classes)
     return 0
 
 
 cdef object class_of(Arena mem, const pf_slot *slot):
     """The class of the metadata of a frame that is, or was, in use."""
-    cdef uint32_t type_id = slot.type_id
+    return class_numbered(mem, pf_load_relaxed_u32(&slot.type_id))
+
+
+cdef object class_numbered(Arena mem, uint32_t type_id):
+    """The class of a type that a slot says it has; what a damaged one says is refused."""
     if type_id >= mem.a.types_known:
         know_types(mem)
         if type_id >= mem.a.types_known:
@@ -872,14 +891,16 @@ cdef MetaView new_instance(object cls):
 cdef MetaView view_slot(
         Arena mem, pf_slot *slot, object owner, pf_slot **guard, bint writable):
     """A view of a slot, valid while guard points to the slot; owner keeps guard alive."""
-    cdef object cls = class_of(mem, slot)
+    # Read once: what was checked is used, though somebody writes over the slot meanwhile.
+    cdef uint32_t type_id = pf_load_relaxed_u32(&slot.type_id)
+    cdef object cls = class_numbered(mem, type_id)
     cdef MetaView view
     if cls is None:     # type 0: the arena was closed under us
         mem.check_open()
         raise FrameGoneError("the frame has no metadata")
     view = new_instance(cls)
     view.data = &slot.storage[0]
-    view.first = LINK_SIZE if mem.a.type_info[slot.type_id].flags & PF_LINKED else 0
+    view.first = LINK_SIZE if mem.a.type_info[type_id].flags & PF_LINKED else 0
     view.room = (1 << mem.a.slot_shift) - PF_SLOT_HEADER
     view.slot = slot
     view.arena = &mem.a

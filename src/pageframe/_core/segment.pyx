@@ -17,7 +17,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from pageframe._core.allocator cimport give_back_mask, give_back_range
 from pageframe._core.arena cimport (
-    PF_ON_DROP, PF_UNTYPED, Arena, as_int, fill_buffer, pf_arena, pf_bytes_at, pf_frame_of, pf_slot_at,
+    PF_ON_DROP, PF_TYPE_LIMIT, PF_UNTYPED, Arena, as_int, fill_buffer, pf_arena, pf_bytes_at, pf_frame_of, pf_slot_at,
     pf_type_flags, table_array)
 from pageframe._core.errors import FrameTypeError, NotAlignedError, OutOfBoundError
 from pageframe._core.frame cimport Frame, clone_frame
@@ -25,7 +25,7 @@ from pageframe._core.handle cimport (
     Handle, MetaSource, ask_each, begin_life, claim_exactly, index_within, meta_sources, movable,
     obtain_run, put, raise_get, raise_moved, raw_add, raw_take, zero_used)
 from pageframe._core.ledger cimport pf_end_life, pf_ref_inc, pf_ref_put
-from pageframe._core.meta cimport class_of, slot_dtype
+from pageframe._core.meta cimport class_numbered, class_of, slot_dtype
 from pageframe._core.slot cimport (
     PF_E_OVERFLOW, PF_E_UNIQUE, PF_OK, pf_slot, pf_slot_in_use)
 from pageframe._core.traces cimport track
@@ -146,8 +146,8 @@ cdef Segment clone_range(Arena mem, uint64_t first, uint64_t count):
 
 cdef int check_kind(object cls, Arena mem, uint32_t type_id) except -1:
     """USegment's class methods give untyped segments only."""
-    if cls is USegment and type_id and not mem.a.type_info[type_id].flags & PF_UNTYPED:
-        raise FrameTypeError(f"{mem.classes[type_id].__name__} is the metadata of typed frames")
+    if cls is USegment and type_id and not mem.a.type_info[type_id & (PF_TYPE_LIMIT - 1)].flags & PF_UNTYPED:
+        raise FrameTypeError(f"{class_numbered(mem, type_id).__name__} is the metadata of typed frames")
     return 0
 
 
