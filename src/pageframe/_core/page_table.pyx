@@ -30,7 +30,8 @@ from pageframe._core.arena cimport Arena, pf_arena, pf_bytes_at, pf_slot_at
 from pageframe._core.handle cimport begin_life, put_unique
 from pageframe._core.meta cimport TYPE_PAGE_TABLE
 from pageframe._core.segment cimport give_up
-from pageframe._core.slot cimport PF_UNIQUE, pf_slot, pf_slot_count
+from pageframe._core.slot cimport (
+    PF_UNIQUE, pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot, pf_slot_count)
 from pageframe._core.traces cimport track_many
 from pageframe._core.vector cimport FrameVec, claim_for, empty_vec
 
@@ -85,8 +86,17 @@ cdef inline uint64_t *entries_of(const pf_arena *a, uint64_t node) noexcept nogi
     return <uint64_t *>pf_bytes_at(a, node)
 
 
+cdef inline uint64_t entry_at(const pf_arena *a, uint64_t node, uint64_t i) noexcept nogil:
+    """An entry, read once: what is checked is followed, though somebody writes over it meanwhile."""
+    return pf_load_relaxed_u64(&entries_of(a, node)[i])
+
+
 cdef inline node_meta *meta_of(const pf_arena *a, uint64_t node) noexcept nogil:
     return <node_meta *>&pf_slot_at(a, node).storage[0]
+
+
+cdef inline unsigned level_of(const pf_arena *a, uint64_t node) noexcept nogil:
+    return pf_load_relaxed_u32(&meta_of(a, node).level)
 
 
 cdef inline uint64_t index_in(uint64_t page, unsigned level) noexcept nogil:
@@ -101,7 +111,7 @@ cdef bint is_node(const pf_arena *a, uint64_t frame, unsigned level) noexcept no
         return False
     slot = pf_slot_at(a, frame)
     return (slot.type_id == TYPE_PAGE_TABLE and pf_slot_count(slot) == PF_UNIQUE
-            and (level == 0 or meta_of(a, frame).level == level))
+            and (level == 0 or level_of(a, frame) == level))
 
 
 cdef inline uint64_t child_of(const pf_arena *a, uint64_t entry, unsigned level) noexcept nogil:
@@ -121,7 +131,7 @@ cdef uint64_t lookup(const page_table *table, uint64_t page, unsigned *level) no
     level[0] = LEVELS + 1
     while node != NONE:
         level[0] -= 1
-        entry = entries_of(table.arena, node)[index_in(page, level[0])]
+        entry = entry_at(table.arena, node, index_in(page, level[0]))
         if level[0] < LEVELS and is_leaf(table.arena, entry, level[0]):
             return entry
         if level[0] == 1:
@@ -162,11 +172,11 @@ cdef uint64_t count_mappings(const pf_arena *a, uint64_t node, uint64_t frame) n
     """How many entries of a node map a frame."""
     cdef uint64_t found = 0
     cdef uint64_t i, entry
-    cdef unsigned level = meta_of(a, node).level
+    cdef unsigned level = level_of(a, node)
     if not 1 <= level < LEVELS:
         return 0
     for i in range(FANOUT):
-        entry = entries_of(a, node)[i]
+        entry = entry_at(a, node, i)
         found += is_leaf(a, entry, level) and frame - frame_of_entry(entry) < span(level)
     return found
 
@@ -175,11 +185,11 @@ cdef uint64_t count_pages(const pf_arena *a, uint64_t node) noexcept nogil:
     """How many pages the entries of a node map, those of nodes below it aside."""
     cdef uint64_t found = 0
     cdef uint64_t i
-    cdef unsigned level = meta_of(a, node).level
+    cdef unsigned level = level_of(a, node)
     if not 1 <= level < LEVELS:
         return 0
     for i in range(FANOUT):
-        if is_leaf(a, entries_of(a, node)[i], level):
+        if is_leaf(a, entry_at(a, node, i), level):
             found += span(level)
     return found
 
@@ -281,7 +291,7 @@ cdef bint put_entry(
             meta_of(table.arena, node).entries += place[0] == 0
             place[0] = entry
             return True
-        child = child_of(table.arena, place[0], at - 1)
+        child = child_of(table.arena, pf_load_relaxed_u64(place), at - 1)
         if child == NONE:
             child = take_node(table, stock, at - 1)
             if child == NONE:
@@ -320,7 +330,7 @@ cdef void clear_in(
     while i < end:
         if entries[i]:
             if level > 1:
-                child = child_of(table.arena, entries[i], level - 1)
+                child = child_of(table.arena, pf_load_relaxed_u64(&entries[i]), level - 1)
                 if child != NONE:
                     clear_in(table, stock, child, level - 1, base + i * span(level), first, stop)
                     if meta_of(table.arena, child).entries:
@@ -423,7 +433,7 @@ cdef bint release_node(Arena mem, uint64_t node, unsigned level, uint32_t epoch)
     cdef page_run run
     cdef run_list runs
     for i in range(FANOUT):
-        entry = entries_of(&mem.a, node)[i]
+        entry = entry_at(&mem.a, node, i)
         if level > 1 and is_node(&mem.a, child_of(&mem.a, entry, level - 1), level - 1):
             if not release_node(mem, frame_of_entry(entry), level - 1, epoch):
                 return False

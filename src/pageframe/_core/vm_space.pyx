@@ -44,7 +44,7 @@ from pageframe._core.arena cimport (
 from pageframe._core.array cimport VirtualBytes, array_over, geometry, lay_out
 from pageframe._core.early import parse_size
 from pageframe._core.errors import (
-    AddressInUseError, CopyOnWriteError, FrameTypeError, NotAlignedError, NotMappedError, OutOfBoundError,
+    AddressInUseError, ArenaDamagedError, CopyOnWriteError, FrameTypeError, NotAlignedError, NotMappedError, OutOfBoundError,
     RangeInUseError, RangeLockedError, SpaceClosedError)
 from pageframe._core.fork cimport alive, is_forking
 from pageframe._core.frame cimport Frame, clone_frame
@@ -295,6 +295,8 @@ cdef FrameVec frames_at(VmSpace space, uint64_t first, uint64_t count):
     vec = empty_vec(space.mem, count)
     for i in range(count):
         entry = lookup(&space.table, first + i, &level)
+        if not entry:
+            raise ArenaDamagedError("a page table was written over while it was read")
         vec.frames[i] = frame_of_entry(entry) + ((first + i) & (span(level) - 1))
         if pf_slot_at(&space.mem.a, vec.frames[i]).type_id != pf_slot_at(&space.mem.a, vec.frames[0]).type_id:
             raise FrameTypeError(
@@ -1294,6 +1296,7 @@ cdef VmView new_view(VmSpace space, uint64_t first, uint64_t stop):
     cdef run_list shown
     cdef uint64_t page = first
     cdef uint64_t flags = ENTRY_ACCESS
+    cdef int error
     cdef size_t i
     memset(&shown, 0, sizeof(shown))
     try:
@@ -1310,6 +1313,12 @@ cdef VmView new_view(VmSpace space, uint64_t first, uint64_t stop):
             page += shown.runs[i].count
         if page < stop:
             raise NotMappedError(f"nothing is mapped at {page << space.mem.a.page_shift:#x}")
+        # Others may have written over the table of a shared arena; a page that is not there must not
+        # be touched.  Where the kernel has it as the table says, this changes nothing.
+        if space.mem.span:
+            error = protect(&space.where, &shown)
+            if error:
+                raise_errno(error, f"can't show {stop - first} pages")
         view.mem = space.mem
         view.data = space.where.base + (first << space.mem.a.page_shift)
         view.nbytes = (stop - first) << space.mem.a.page_shift
