@@ -33,7 +33,7 @@ from pageframe._core.client import shared_arenas
 from pageframe._core.errors import ClientsFullError
 from pageframe._core.ledger cimport (
     PF_OP_MORE, PF_S_fork_count, PF_S_fork_ledger, pf_op_begin, pf_op_end, pf_step)
-from pageframe._core.slot cimport PF_OK, pf_slot, pf_slot_get, pf_slot_inc, pf_store_release_u32
+from pageframe._core.slot cimport PF_OK, pf_load_relaxed_u32, pf_slot_get_many, pf_store_release_u32
 
 private_arenas = weakref.WeakValueDictionary()  # those whose memory is a file
 
@@ -95,18 +95,15 @@ cdef void give_child(Arena mem) noexcept nogil:
     cdef ledger_walk walk = walk_ledger(mem, mem.a.client)
     cdef uint32_t *ledger = pf_ledger_of(&mem.a, mem.child)
     cdef uint64_t frame
-    cdef uint32_t i
-    cdef pf_slot *slot
+    cdef uint32_t references
     while next_held(&walk, &frame):
-        slot = pf_slot_at(&mem.a, frame)
+        references = pf_load_relaxed_u32(&walk.ledger[frame])
         pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_MORE, frame)
         # What is UNIQUE, being built or torn down can't be had, and stays with us.
-        for i in range(walk.ledger[frame]):
-            pf_step(PF_S_fork_count)
-            if (pf_slot_get(slot) if i == 0 else pf_slot_inc(slot)) != PF_OK:
-                break
+        pf_step(PF_S_fork_count)
+        if pf_slot_get_many(pf_slot_at(&mem.a, frame), references) == PF_OK:
             pf_step(PF_S_fork_ledger)
-            pf_store_release_u32(&ledger[frame], i + 1)
+            pf_store_release_u32(&ledger[frame], references)
     pf_op_end(&mem.a, my_lane(&mem.a))
 
 

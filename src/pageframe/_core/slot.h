@@ -122,10 +122,10 @@ static inline int pf_slot_inc(pf_slot *s) {
     return PF_OK;
 }
 
-/* One more reference, by somebody who knows only the paddr.  Acquire pairs
+/* More references, by somebody who knows only the paddr.  Acquire pairs
  * with the release of pf_slot_publish(): type and storage are visible.  Release as in
  * pf_slot_inc(). */
-static inline int pf_slot_get(pf_slot *s) {
+static inline int pf_slot_get_many(pf_slot *s, uint64_t references) {
     for (;;) {
         uint64_t count = pf_slot_count(s);
         if (count == PF_UNUSED)
@@ -134,11 +134,15 @@ static inline int pf_slot_get(pf_slot *s) {
             return PF_E_UNIQUE;
         if (count == PF_BUSY || count == PF_ORPHAN)
             return PF_E_BUSY;
-        if (count >= PF_MAX)
+        if (count > PF_MAX - references)
             return PF_E_OVERFLOW;
-        if (pf_cas_acq_rel_u64(&s->count, count, count + 1))
+        if (pf_cas_acq_rel_u64(&s->count, count, count + references))
             return PF_OK;
     }
+}
+
+static inline int pf_slot_get(pf_slot *s) {
+    return pf_slot_get_many(s, 1);
 }
 
 /* One reference less.  True if it was the last: the slot is now busy and the

@@ -117,6 +117,10 @@ cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) e
     ticket.expires = ticket.issued + mem.a.header.ticket_ttl
     for i in range(listed + count):
         frame = ticket_frame(&mem.a, ticket, i)
+        if frame < 0:
+            pf_op_end(&mem.a, my_lane(&mem.a))
+            release(mem, ticket)
+            raise ArenaDamagedError(f"ticket {ticket - mem.a.tickets} was written over while it was made")
         pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_MORE, frame)
         pf_step(PF_S_ticket_count)
         if pf_slot_inc(pf_slot_at(&mem.a, frame)) != PF_OK:
