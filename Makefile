@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 SOAK ?= 3600
+FUZZ ?= 1000000
 
 # Whatever the tools keep for themselves goes to build/, too.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
@@ -16,7 +17,7 @@ tag := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("S
 build := build/$(tag)
 stamp := $(VENV)/.installed-$(tag)
 
-.PHONY: demo test protocol soak bench check install clean
+.PHONY: demo test protocol soak fuzz bench check install clean
 
 install: $(stamp)
 
@@ -41,6 +42,10 @@ soak: $(stamp)
 # Every interleaving of the small processes of tests/protocol.
 protocol: $(stamp)
 	PYTHONPATH=tests $(bin)/python tests/protocol/all.py --json build/protocol.json $(ARGS)
+
+# So many damaged arenas: make fuzz FUZZ=10000 SEED=1; FUZZ_PYTHON is another interpreter to run it, with a sanitized build
+fuzz: $(stamp)
+	cd tests && OPENBLAS_NUM_THREADS=1 $(or $(FUZZ_PYTHON),$(abspath $(bin))/python) -m damage.fuzz --inputs $(FUZZ) --seed $(or $(SEED),$$(date +%s)) $(ARGS)
 
 bench: $(stamp)
 	$(bin)/python -m pytest bench $(ARGS)

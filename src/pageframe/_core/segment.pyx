@@ -17,8 +17,8 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from pageframe._core.allocator cimport give_back_mask, give_back_range
 from pageframe._core.arena cimport (
-    PF_ON_DROP, PF_TYPE_LIMIT, PF_UNTYPED, Arena, as_int, fill_buffer, pf_arena, pf_bytes_at, pf_frame_of, pf_slot_at,
-    pf_type_flags, table_array)
+    PF_ON_DROP, PF_TYPE_LIMIT, PF_UNTYPED, Arena, as_int, fill_buffer, pf_arena, pf_bytes_at, pf_frame_of,
+    pf_slot_at, pf_type_flags, table_array)
 from pageframe._core.errors import FrameTypeError, NotAlignedError, OutOfBoundError
 from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport (

@@ -44,8 +44,8 @@ from pageframe._core.arena cimport (
 from pageframe._core.array cimport VirtualBytes, array_over, geometry, lay_out
 from pageframe._core.early import parse_size
 from pageframe._core.errors import (
-    AddressInUseError, ArenaDamagedError, CopyOnWriteError, FrameTypeError, NotAlignedError, NotMappedError, OutOfBoundError,
-    RangeInUseError, RangeLockedError, SpaceClosedError)
+    AddressInUseError, ArenaDamagedError, CopyOnWriteError, FrameTypeError, NotAlignedError, NotMappedError,
+    OutOfBoundError, RangeInUseError, RangeLockedError, SpaceClosedError)
 from pageframe._core.fork cimport alive, is_forking
 from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport Holder, movable
