@@ -419,6 +419,8 @@ def work(
 ) -> None:  # fmt: skip
     """Be a worker: every so-many-th group."""
     os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = os.getppid()
     faulthandler.enable()
     faulthandler.register(signal.SIGPROF, chain=True)
     client.process_start = functools.cache(client.process_start)  # attaching is to be quick
@@ -431,6 +433,8 @@ def work(
         for group in groups:
             if group % workers != number:
                 continue
+            if os.getppid() != parent:
+                break
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
             worker.run_group(group, reached)
             if group // workers % 32 == 0:
@@ -581,6 +585,7 @@ def main() -> int:
         return 0
     if options.plant is not None:
         Worker.plant = options.plant
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # workers and files go, too
     print(f"seed {options.seed}", flush=True)
     run = Run(options.seed, options.inputs, options.workers)
     began = time.monotonic()
