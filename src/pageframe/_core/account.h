@@ -72,7 +72,8 @@ static pf_account *pf_account_claim(pf_account *parent) {
             continue;
         }
         pf_log_free(c->log);
-        memset(&c->charged, 0, sizeof(pf_account) - offsetof(pf_account, charged));
+        /* All but what is 0 already, and others may look at now. */
+        memset(&c->limit, 0, sizeof(pf_account) - offsetof(pf_account, limit));
         c->limit = PF_NO_LIMIT;
         c->parent = parent;
         return c;

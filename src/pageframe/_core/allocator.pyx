@@ -574,7 +574,7 @@ cdef uint64_t trim(pf_arena *a) noexcept nogil:
                 for frame in range(start, stop):
                     trimmed += pf_slot_at(a, frame).type_id != 0
                     pf_step(PF_S_trim_type)
-                    pf_slot_at(a, frame).type_id = 0
+                    pf_store_relaxed_u32(&pf_slot_at(a, frame).type_id, 0)
             give_back_range(a, start, stop - start)
         start = next_bit(a, stop, a.frames, False)
     return trimmed

@@ -311,7 +311,7 @@ static inline unsigned char *pf_bytes_at(const pf_arena *a, uint64_t frame) {
 }
 
 static inline uint32_t pf_type_flags(const pf_arena *a, const pf_slot *s) {
-    return a->type_info[s->type_id & (PF_TYPE_LIMIT - 1)].flags;
+    return a->type_info[pf_load_relaxed_u32(&s->type_id) & (PF_TYPE_LIMIT - 1)].flags;
 }
 
 /* Whether a frame is the arena's own: nobody's to free, whatever counts and ledgers say. */

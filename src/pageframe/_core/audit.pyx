@@ -188,7 +188,7 @@ cdef int count_holders(Arena mem, uint32_t *expected, uint8_t *kept) except -1:
             continue
         walk = walk_ledger(mem, client)
         while next_held(&walk, &frame):
-            expected[frame] += walk.ledger[frame]
+            expected[frame] += pf_load_relaxed_u32(&walk.ledger[frame])
         for i in range(PF_LANES):
             frame = pf_load_relaxed_u64(&pf_lanes_of(&mem.a, client)[i].kept) - 1
             if frame < mem.a.frames:
@@ -260,7 +260,7 @@ cdef object audit(Arena mem, bint repair):
         for number, judged, seen in wrong:
             paddrs[judged].append(number << mem.a.page_shift)
             if judged == LEAKED:
-                name = type_name(mem, pf_slot_at(&mem.a, number).type_id)
+                name = type_name(mem, pf_load_relaxed_u32(&pf_slot_at(&mem.a, number).type_id))
                 frames_by_type[name] = frames_by_type.get(name, 0) + 1
             if repair and still:
                 put_right(mem, number, judged, seen, expected[<uint64_t>number])
@@ -340,7 +340,7 @@ cdef list holders(Arena mem, uint64_t frame):
             continue
         for k in range(ticket_held(&mem.a, ticket)):
             if ticket_frame(&mem.a, ticket, k) == <int64_t>frame:
-                key = ticket.pid, ticket.started / 1e9
+                key = pf_load_relaxed_u32(&ticket.pid), pf_load_relaxed_u64(&ticket.started) / 1e9
                 tickets[key] = tickets.get(key, 0) + 1
     found = []
     for key in dict.fromkeys([*handles, *tickets]):

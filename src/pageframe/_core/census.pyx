@@ -385,14 +385,17 @@ cdef tuple tickets(Arena mem):
         if not names:
             names = {(info.pid, info.started): info.name for info in client_infos(mem)}
         time = pf_now()
-        frames = min(ticket.count, mem.a.frames)
-        first = ticket_frame(&mem.a, ticket, ticket.listed) if ticket_held(&mem.a, ticket) else -1
+        frames = min(pf_load_relaxed_u64(&ticket.count), mem.a.frames)
+        first = -1
+        if ticket_held(&mem.a, ticket):
+            first = ticket_frame(&mem.a, ticket, pf_load_relaxed_u32(&ticket.listed))
+        pid = pf_load_relaxed_u32(&ticket.pid)
+        started = pf_load_relaxed_u64(&ticket.started) / 1e9
         found.append(TicketInfo(
-            serial=serial_of(word), pid=ticket.pid,
-            name=names.get((ticket.pid, ticket.started / 1e9), "gone"), state=state_name(word),
+            serial=serial_of(word), pid=pid, name=names.get((pid, started), "gone"), state=state_name(word),
             frames=frames, bytes=frames << mem.a.page_shift,
-            age=max(0, <int64_t>(time - ticket.issued)) / 1e9,
-            expires=<int64_t>(ticket.expires - time) / 1e9,
+            age=max(0, <int64_t>(time - pf_load_relaxed_u64(&ticket.issued))) / 1e9,
+            expires=<int64_t>(pf_load_relaxed_u64(&ticket.expires) - time) / 1e9,
             paddr=max(first, 0) << mem.a.page_shift))
     return tuple(sorted(found, key=lambda info: info.serial))
 

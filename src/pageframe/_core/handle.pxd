@@ -8,7 +8,7 @@ from libc.string cimport memcpy, memset
 
 from pageframe._core.arena cimport Arena, pf_arena, pf_bytes_at
 from pageframe._core.ledger cimport PF_S_begin_storage, PF_S_begin_type, pf_step
-from pageframe._core.slot cimport pf_slot, pf_slot_publish
+from pageframe._core.slot cimport pf_slot, pf_slot_publish, pf_store_relaxed_u32
 
 
 @cython.no_gc
@@ -90,8 +90,9 @@ cdef inline void begin_life(
         uint64_t count) noexcept nogil:
     """Build the slot of a frame whose bit is ours, and publish it."""
     pf_step(PF_S_begin_type)
-    slot.type_id = type_id
-    slot.list_id = 0
+    # Relaxed: the count publishes them, but a census, an audit, a list may read them before.
+    pf_store_relaxed_u32(&slot.type_id, type_id)
+    pf_store_relaxed_u32(&slot.list_id, 0)
     if size:
         pf_step(PF_S_begin_storage)
         memcpy(&slot.storage[0], storage, size)

@@ -46,8 +46,8 @@ from pageframe._core.poison cimport check_poison
 from pageframe._core.slot cimport (
     PF_E_BUSY, PF_E_IN_USE, PF_E_OVERFLOW, PF_E_UNIQUE, PF_E_UNUSED, PF_OK, PF_ORPHAN,
     pf_add_relaxed_u32, pf_store_release_u32, pf_store_release_u64,
-    pf_cas_acquire_u32, pf_cas_release_u32, pf_load_relaxed_u32, pf_slot_count, pf_slot_in_use,
-    pf_slot_make_busy, pf_slot_taken)
+    pf_cas_acquire_u32, pf_cas_release_u32, pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot_count,
+    pf_slot_in_use, pf_slot_make_busy, pf_slot_taken)
 from pageframe._core.traces cimport track
 from pageframe._core.user_allocator cimport user_alloc, user_dealloc, user_given
 
@@ -103,7 +103,8 @@ cdef pf_slot *held(Handle self) except NULL:
     if self.sole and self.epoch != self.mem.a.epoch:
         raise_stayed(self)
     if self.borrowed:
-        if self.slot.generation != self.generation or not pf_slot_in_use(self.slot):
+        if (pf_load_relaxed_u64(&self.slot.generation) != self.generation
+                or not pf_slot_in_use(self.slot)):
             raise FrameGoneError(
                 f"frame {pf_frame_of(&self.mem.a, self.slot) << self.mem.a.page_shift:#x} "
                 f"has been released since it was borrowed")
@@ -520,8 +521,8 @@ cdef class Handle(Holder):
 
 cdef bint same_life(Handle a, Handle b) noexcept:
     """Whether two handles of one frame are of the same life of it, which a borrowed one may outlive."""
-    return ((not a.borrowed or a.generation == a.slot.generation)
-            and (not b.borrowed or b.generation == b.slot.generation))
+    return ((not a.borrowed or a.generation == pf_load_relaxed_u64(&a.slot.generation))
+            and (not b.borrowed or b.generation == pf_load_relaxed_u64(&b.slot.generation)))
 
 
 @cython.no_gc

@@ -51,7 +51,8 @@ from pageframe._core import field_type
 from pageframe._core.io cimport VmReader, reader_over
 from pageframe._core.ledger cimport PF_S_type_count, PF_S_type_entry, PF_S_type_flags, pf_step
 from pageframe._core.slot cimport (
-    PF_SLOT_HEADER, PF_SLOT_MAX, pf_load_acquire_u32, pf_load_relaxed_u32, pf_slot, pf_store_release_u32)
+    PF_SLOT_HEADER, PF_SLOT_MAX, pf_load_acquire_u32, pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot,
+    pf_store_release_u32)
 
 cdef extern from "string.h":
     size_t strnlen(const char *, size_t)
@@ -91,8 +92,9 @@ cdef inline int check_view(MetaView view) except -1:
         return 0
     if view.slot == NULL or (view.guard != NULL and view.guard[0] != view.slot):
         return raise_moved_view(view)
-    if (not (view.arena.open or view.arena.leaving) or view.slot.generation != view.generation
-            or view.slot.list_id != view.list_id
+    if (not (view.arena.open or view.arena.leaving)
+            or pf_load_relaxed_u64(&view.slot.generation) != view.generation
+            or pf_load_relaxed_u32(&view.slot.list_id) != view.list_id
             or (view.list_alive != NULL and view.list_alive[0] != view.list_id)
             or (view.writable and view.epoch != view.arena.epoch)):
         return raise_view_gone(view)

@@ -27,7 +27,7 @@ from pageframe._core.handle cimport (
 from pageframe._core.ledger cimport pf_end_life, pf_ref_inc, pf_ref_put
 from pageframe._core.meta cimport class_numbered, class_of, slot_dtype
 from pageframe._core.slot cimport (
-    PF_E_OVERFLOW, PF_E_UNIQUE, PF_OK, pf_slot, pf_slot_in_use)
+    PF_E_OVERFLOW, PF_E_UNIQUE, PF_OK, pf_load_relaxed_u64, pf_slot, pf_slot_in_use)
 from pageframe._core.traces cimport track
 from pageframe._core.user_allocator cimport user_dealloc
 
@@ -489,7 +489,9 @@ cdef class Segment(Holder):
         if not isinstance(item, Handle) or (<Handle>item).mem is not self.mem:
             return False
         slot = (<Handle>item).slot
-        if slot == NULL or ((<Handle>item).borrowed and (<Handle>item).generation != slot.generation):
+        if slot == NULL or (
+                (<Handle>item).borrowed
+                and (<Handle>item).generation != pf_load_relaxed_u64(&slot.generation)):
             return False
         return self.first <= pf_frame_of(&self.mem.a, slot) < self.first + self.count
 

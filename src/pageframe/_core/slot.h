@@ -151,7 +151,7 @@ static inline int pf_slot_get(pf_slot *s) {
 static inline int pf_slot_put(pf_slot *s) {
     if (pf_sub_release_u64(&s->count, 1) != 1)
         return 0;
-    pf_fence_acquire();
+    pf_fence_acquire_u64(&s->count);
     return 1;
 }
 

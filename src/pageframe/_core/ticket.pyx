@@ -37,7 +37,7 @@ from pageframe._core.ledger cimport (
 from pageframe._core.slot cimport (
     PF_OK, pf_add_relaxed_u64, pf_add_release_u32, pf_cas_acq_rel_u64, pf_load_acquire_u64,
     pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot, pf_slot_end, pf_slot_in_use, pf_slot_inc, pf_slot_put,
-    pf_store_release_u32, pf_store_release_u64)
+    pf_store_relaxed_u32, pf_store_relaxed_u64, pf_store_release_u32, pf_store_release_u64)
 from pageframe._core.traces cimport track
 
 cdef inline uint64_t word_of(uint64_t serial, uint32_t owner, ticket_state state) noexcept nogil:
@@ -72,7 +72,10 @@ cdef uint64_t list_pages(const pf_arena *a, uint64_t count) noexcept nogil:
 
 cdef uint64_t ticket_held(const pf_arena *a, const pf_ticket *ticket) noexcept nogil:
     """How many frames a ticket holds: no more than it can, if what it says can't be true."""
-    return min(ticket.done, min(<uint64_t>ticket.listed, a.frames) + min(ticket.count, a.frames))
+    cdef uint64_t listed = pf_load_relaxed_u32(&ticket.listed)
+    cdef uint64_t count = pf_load_relaxed_u64(&ticket.count)
+    # Acquire pairs with the releases of those who change it: who sees that it is not 0 sees the list.
+    return min(pf_load_acquire_u64(&ticket.done), min(listed, a.frames) + min(count, a.frames))
 
 
 cdef pf_ticket *take_free(Arena mem, uint64_t serial) noexcept nogil:
@@ -98,6 +101,7 @@ cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) e
     frames from first on list them.
     """
     cdef uint64_t serial = (pf_add_relaxed_u64(&mem.a.header.last_ticket, 1) + 1) & 0xFFFFFFFFFF
+    cdef uint64_t time = pf_now()
     cdef uint64_t i
     cdef int64_t frame
     cdef pf_ticket *ticket = take_free(mem, serial)
@@ -108,13 +112,14 @@ cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) e
             raise TicketsFullError(
                 f"{mem.a.ticket_capacity} messages are in transit, the maximum of this arena")
     pf_step(PF_S_ticket_fill)
-    ticket.first = first
-    ticket.count = count
-    ticket.listed = listed
-    ticket.pid = mem.a.clients[mem.a.client].pid
-    ticket.started = mem.a.clients[mem.a.client].started
-    ticket.issued = pf_now()
-    ticket.expires = ticket.issued + mem.a.header.ticket_ttl
+    # Relaxed: it is published at the end, but a census or an audit may read it before.
+    pf_store_relaxed_u64(&ticket.first, first)
+    pf_store_relaxed_u64(&ticket.count, count)
+    pf_store_relaxed_u32(&ticket.listed, listed)
+    pf_store_relaxed_u32(&ticket.pid, mem.a.clients[mem.a.client].pid)
+    pf_store_relaxed_u64(&ticket.started, mem.a.clients[mem.a.client].started)
+    pf_store_relaxed_u64(&ticket.issued, time)
+    pf_store_relaxed_u64(&ticket.expires, time + mem.a.header.ticket_ttl)
     for i in range(listed + count):
         frame = ticket_frame(&mem.a, ticket, i)
         if frame < 0:
@@ -233,7 +238,7 @@ cdef uint64_t expire_tickets(Arena mem) except? 0:
     cdef uint64_t time = pf_now()
     for i in range(mem.a.ticket_capacity):
         word = pf_load_acquire_u64(&mem.a.tickets[i].word)
-        if state_of(word) == TICKET_LIVE and mem.a.tickets[i].expires <= time:
+        if state_of(word) == TICKET_LIVE and pf_load_relaxed_u64(&mem.a.tickets[i].expires) <= time:
             expired += release_as_owner(mem, &mem.a.tickets[i], word)
     return expired
 

@@ -23,7 +23,7 @@ from pageframe._core.ledger cimport (
     PF_EVENT_REPURPOSE, PF_EVENT_SHARE, PF_S_repurpose_generation, pf_note, pf_step)
 from pageframe._core.meta cimport run_on_drop
 from pageframe._core.slot cimport (
-    PF_UNIQUE, pf_slot_count, pf_slot_make_busy, pf_slot_publish, pf_slot_taken)
+    PF_UNIQUE, pf_slot_count, pf_slot_make_busy, pf_slot_publish, pf_slot_taken, pf_store_relaxed_u64)
 from pageframe._core.traces cimport track
 
 
@@ -134,7 +134,7 @@ cdef class UniqueFrame(Owner):
                 raise_stayed(self)      # it has forked, and this is the child
         pf_note(&self.mem.a, PF_EVENT_REPURPOSE, pf_frame_of(&self.mem.a, slot))
         pf_step(PF_S_repurpose_generation)
-        slot.generation += 1
+        pf_store_relaxed_u64(&slot.generation, slot.generation + 1)    # a borrower may read it
         begin_life(slot, source.type_id, source.storage, source.size, PF_UNIQUE)
         return make_unique(self.mem, slot)
 
