@@ -17,7 +17,7 @@ tag := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("S
 build := build/$(tag)
 stamp := $(VENV)/.installed-$(tag)
 
-.PHONY: demo test protocol soak fuzz bench check install clean
+.PHONY: demo test protocol soak fuzz asan tsan planted bench check install clean
 
 install: $(stamp)
 
@@ -43,9 +43,22 @@ soak: $(stamp)
 protocol: $(stamp)
 	PYTHONPATH=tests $(bin)/python tests/protocol/all.py --json build/protocol.json $(ARGS)
 
-# So many damaged arenas: make fuzz FUZZ=10000 SEED=1; FUZZ_PYTHON is another interpreter to run it, with a sanitized build
+# So many damaged arenas, also with the sanitizers: make fuzz FUZZ=10000 SEED=1; make fuzz SANITIZE=address
 fuzz: $(stamp)
-	cd tests && OPENBLAS_NUM_THREADS=1 $(or $(FUZZ_PYTHON),$(abspath $(bin))/python) -m damage.fuzz --inputs $(FUZZ) --seed $(or $(SEED),$$(date +%s)) $(ARGS)
+	PYTHONPATH=tests OPENBLAS_NUM_THREADS=1 $(bin)/python $(if $(SANITIZE),-m sanitized.run $(SANITIZE)) -m damage.fuzz \
+	  --inputs $(FUZZ) --seed $(or $(SEED),$$(date +%s)) $(ARGS)
+
+# The suite with AddressSanitizer and UndefinedBehaviorSanitizer; threads of C with ThreadSanitizer;
+# and with planted faults, which each must report.
+asan: $(stamp)
+	PYTHONPATH=tests $(bin)/python -m sanitized.run address tests/sanitized/stress.py
+	PYTHONPATH=tests $(bin)/python -m sanitized.run address -m pytest tests $(ARGS)
+
+tsan: $(stamp)
+	PYTHONPATH=tests $(bin)/python -m sanitized.run thread tests/sanitized/stress.py $(ARGS)
+
+planted: $(stamp)
+	$(bin)/python -m pytest tests/sanitized/planted.py $(ARGS)
 
 bench: $(stamp)
 	$(bin)/python -m pytest bench $(ARGS)

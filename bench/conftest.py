@@ -6,14 +6,14 @@ import pytest
 
 from bench.ratios import RESULT, ROUNDS, table
 from bench.subjects import Workbench
-from cimport.build import load_probe
+from cimport.build import load
 
 RATIOS = pytest.StashKey()
 
 
 @pytest.fixture(scope="session")
 def probe():
-    return load_probe()
+    return load("probe")
 
 
 @pytest.fixture(scope="session")

@@ -104,10 +104,10 @@ def save(rows: list[Row]) -> None:
 
 def main() -> None:
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from cimport.build import load_probe
+    from cimport.build import load
 
     bench = Workbench()
-    rows = measure(bench, load_probe())
+    rows = measure(bench, load("probe"))
     bench.close()
     save(rows)
     print("\n".join(table(rows)))

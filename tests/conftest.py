@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from cimport.build import load_probe
+from cimport.build import load
 from pageframe import PhysicalMemory
 
 # Nothing is left outside the build folder.
@@ -33,4 +33,4 @@ def mem():
 @pytest.fixture(scope="session")
 def probe():
     """Return the extension module that cimports pageframe, built if need be."""
-    return load_probe()
+    return load("probe")

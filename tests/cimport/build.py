@@ -2,7 +2,7 @@
 # License, v. 2.0. If a copy of the MPL was not distributed with this
 # file, You can obtain one at https://mozilla.org/MPL/2.0/.
 
-"""Builds the test extension as a user would build one, against the installed package."""
+"""Builds test extensions as a user would build one, against the installed package."""
 
 import hashlib
 import importlib.util
@@ -17,45 +17,50 @@ from types import ModuleType
 
 import pageframe
 
-SOURCE = Path(__file__).with_name("probe.pyx")
 BUILD = Path(__file__).parents[2] / "build" / "cimport" / sysconfig.get_config_var("SOABI")
 
 
-def load_probe() -> ModuleType:
-    """Return the test extension; it is built if there is none of the present sources."""
-    if "probe" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("probe", build())
+def load(name: str) -> ModuleType:
+    """Return a test extension; it is built if there is none of the present sources."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, build(Path(__file__).with_name(f"{name}.pyx")))
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        sys.modules["probe"] = module
-    return sys.modules["probe"]
+        sys.modules[name] = module
+    return sys.modules[name]
 
 
-def build() -> Path:
-    """Build the extension unless what was built is of the present sources; return its path."""
+def build(source: Path) -> Path:
+    """Build an extension unless what was built is of the present sources; return its path."""
     headers = Path(pageframe.get_include())
-    target = BUILD / f"probe{sysconfig.get_config_var('EXT_SUFFIX')}"
-    stamp = BUILD / "sources"
-    digest = digest_of(sources(headers))
+    name = source.stem
+    target = BUILD / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    stamp = BUILD / f"{name}-sources"
+    digest = digest_of([source, *sorted(headers.glob("*.pxd")), *sorted(headers.glob("*.h"))])
     if target.exists() and stamp.exists() and stamp.read_text() == digest:
         return target
     BUILD.mkdir(parents=True, exist_ok=True)
-    c_file = BUILD / f"probe-{os.getpid()}.c"
-    unfinished = BUILD / f"probe-{os.getpid()}.so"
-    package = ["-I", str(headers.parents[1])]
-    run([sys.executable, "-m", "cython", "-3", *package, "--output-file", str(c_file), str(SOURCE)])
-    include = ["-I", str(headers), "-I", sysconfig.get_path("include")]
-    options = [*flags("CFLAGS"), *flags("CCSHARED"), "-shared", *include]
-    run([*compiler(), *options, str(c_file), "-o", str(unfinished)])
-    c_file.replace(BUILD / "probe.c")
+    c_file = BUILD / f"{name}-{os.getpid()}.c"
+    unfinished = BUILD / f"{name}-{os.getpid()}.so"
+    compile_extension(source, c_file, unfinished, headers)
+    c_file.replace(BUILD / f"{name}.c")
     unfinished.replace(target)
     stamp.write_text(digest)
     return target
 
 
-def sources(headers: Path) -> list[Path]:
-    """What the extension is built from: it, the package's .pxd files and its headers."""
-    return [SOURCE, *sorted(headers.glob("*.pxd")), *sorted(headers.glob("*.h"))]
+def compile_extension(source: Path, c_file: Path, target: Path, headers: Path) -> None:
+    package = ["-I", str(headers.parents[1])]
+    run([sys.executable, "-m", "cython", "-3", *package, "--output-file", str(c_file), str(source)])
+    include = ["-I", str(headers), "-I", sysconfig.get_path("include")]
+    options = [*flags("CFLAGS"), *flags("CCSHARED"), "-shared", *sanitizers(), *include]
+    run([*compiler(), *options, str(c_file), "-o", str(target)])
+
+
+def sanitizers() -> list[str]:
+    """What the package was built with (sanitized/run.py), if that is so."""
+    names = os.environ.get("PAGEFRAME_SANITIZE")
+    return ["-O1", "-g", "-Wno-tsan", f"-fsanitize={names}"] if names else []
 
 
 def digest_of(files: list[Path]) -> str:
@@ -63,7 +68,7 @@ def digest_of(files: list[Path]) -> str:
 
     Times would not do: an installed file keeps the time of the archive that it came in.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(" ".join(sanitizers()).encode())
     for file in files:
         digest.update(f"{file} {file.stat().st_size}\n".encode())
         digest.update(file.read_bytes())

@@ -14,6 +14,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import numpy
+
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "src" / "pageframe"
 BUILD = ROOT / "build" / "steps" / sysconfig.get_config_var("SOABI")
@@ -32,11 +34,17 @@ def build() -> Path:
     options = [
         "--quiet", "--disable-pip-version-check", "--no-build-isolation", "--no-deps", "--no-compile",
         "--target", str(site), f"-Cbuild-dir={BUILD / 'meson'}", "-Csetup-args=-Dsteps=true",
-        "-Csetup-args=-Doptimization=1",
+        "-Csetup-args=-Doptimization=1", *sanitizers(),
     ]  # fmt: skip
     run([sys.executable, "-m", "pip", "install", *options, str(ROOT)])
     stamp.write_text(digest)
     return site
+
+
+def sanitizers() -> list[str]:
+    """What the tested package was built with (sanitized/run.py), if that is so."""
+    names = os.environ.get("PAGEFRAME_SANITIZE")
+    return [f"-Csetup-args=-Db_sanitize={names}", "-Csetup-args=-Db_lundef=false"] if names else []
 
 
 def sources() -> list[Path]:
@@ -52,7 +60,7 @@ def sources() -> list[Path]:
 
 def digest_of(files: list[Path]) -> str:
     """Return a digest of files and of where they are."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(" ".join(sanitizers()).encode())
     for file in files:
         digest.update(f"{file} {file.stat().st_size}\n".encode())
         digest.update(file.read_bytes())
@@ -74,8 +82,7 @@ def environment(site: Path) -> dict[str, str]:
 
     Without ``site`` the interpreter does not run what an editable install has put in its way.
     """
-    found = [site, sysconfig.get_path("platlib"), sysconfig.get_path("purelib"), ROOT / "tests"]
-    path = os.pathsep.join(dict.fromkeys(str(folder) for folder in found))
+    path = os.pathsep.join(map(str, [site, Path(numpy.__file__).parents[1], ROOT / "tests"]))
     return {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
