@@ -69,10 +69,10 @@ def digest_of(files: list[Path]) -> str:
 
 def run(command: list[str]) -> None:
     # The build finds Meson and Cython beside the interpreter, whether or not they are on the path.
+    # The sanitizer that may be loaded into this process would only slow it down.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "PATH": path}
-    )
+    environment = {**os.environ, "PATH": path, "LD_PRELOAD": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     if done.returncode != 0:
         raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}")
 
