@@ -40,7 +40,7 @@ FAULTS = {
             "    vec.frames = <uint64_t *>calloc(max(count, 1), sizeof(uint64_t))",
             "    vec.frames = <uint64_t *>calloc(max(count - 1, 1), sizeof(uint64_t))",
             ["-m", "pytest", "-x", "tests/test_vector.py"],
-            ["AddressSanitizer: heap-buffer-overflow", "vector.pyx"],
+            ["AddressSanitizer: heap-buffer-overflow", "allocator_claim_round"],
         ),
         "a table that is used after it was freed": Fault(
             "audit.pyx",

@@ -32,6 +32,14 @@ OPTIONS = {
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1:handle_segv=0:handle_sigbus=0",
     "TSAN_OPTIONS": "die_after_fork=0:handle_segv=0:handle_sigbus=0",
 }
+
+# What each Python does at its start.  Where there are two sanitizers, the path of the options
+# becomes that of the first for both; the last is told here.
+REPORT = (
+    "import ctypes, os; os.environ.get('LD_PRELOAD') and 'PAGEFRAME_REPORTS' in os.environ and "
+    "ctypes.CDLL(os.environ['LD_PRELOAD'].split()[-1])"
+    ".__sanitizer_set_report_path(os.environ['PAGEFRAME_REPORTS'].encode())"
+)
 ADDR_NO_RANDOMIZE = 0x0040000
 
 
@@ -52,7 +60,7 @@ def install(kind: str) -> Path:
     venv.create(home, clear=True, symlinks=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
     # Such a line adds the folder; the .pth files in it, an editable install among them, are not read.
-    site.joinpath("tools.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    site.joinpath("tools.pth").write_text(f"{sysconfig.get_path('purelib')}\n{REPORT}\n")
     options = [
         "--quiet", "--disable-pip-version-check", "--no-build-isolation", "--no-deps", "--no-compile",
         f"-Cbuild-dir={folder(kind) / 'meson'}", f"-Csetup-args=-Db_sanitize={FLAGS[kind]}",
@@ -76,6 +84,7 @@ def environment(kind: str, reports: Path) -> dict[str, str]:
         **os.environ,
         **options,
         "LD_PRELOAD": " ".join(found),
+        "PAGEFRAME_REPORTS": str(reports),
         "PAGEFRAME_SANITIZE": FLAGS[kind],  # what a test builds itself is built so, too
         "PYTHONMALLOC": "malloc",
         "OPENBLAS_NUM_THREADS": "1",
