@@ -391,16 +391,16 @@ cdef void change(worker *w) noexcept nogil:
 
 
 cdef void read_events(worker *w) noexcept nogil:
-    """Read the ring of some lane while its thread may write it."""
+    """Read the rings of the first lanes while their threads may write them."""
     cdef pf_arena *a = w.meeting.a
     cdef const pf_event *ring
     cdef pf_event event
     cdef uint64_t place
     if a.rings == NULL:
         return
-    ring = pf_rings_of(a, a.client) + draw(w, 4) * PF_RING     # lanes are given from the first on
-    for place in range(PF_RING):
-        if not pf_event_read(&ring[place], place, &event):
+    ring = pf_rings_of(a, a.client)
+    for place in range(4 * PF_RING):
+        if not pf_event_read(&ring[place], place % PF_RING, &event):
             w.counters[EVENT_BEING_WRITTEN] += event.what != 0
         elif event.what >> 8 >= a.frames:
             fail(w, "an event tells of no frame", event.what >> 8)

@@ -8,7 +8,7 @@ The threads of C never have the interpreter lock, so it hides nothing that they 
 nothing may be held, and every rare state must have been reached.  Prints how often each was,
 and the seed that draws the same operations.
 
-Run as ``python stress.py --seed 1 --operations 20000``.
+Run as ``python stress.py --seed 1 --operations 150000``.
 """
 
 import argparse
@@ -191,7 +191,7 @@ def main():
     """Run all kinds; print the counters, each of which must be more than 0."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6)
-    parser.add_argument("--operations", type=int, default=100_000, help="of the threads of C, in each arena")
+    parser.add_argument("--operations", type=int, default=150_000, help="of the threads of C, in each arena")
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     arguments = parser.parse_args()
     print(f"--seed {arguments.seed} --operations {arguments.operations}", flush=True)
