@@ -182,8 +182,10 @@ def test_reaping_while_others_work_takes_nothing_from_them(mem, name):
     worker = """
         mem = PhysicalMemory.attach(NAME)
         tell("on")
+        wait()
+        end = time.monotonic() + float(ARGS[0])
         rounds = 0
-        while not rounds or time.monotonic() < float(ARGS[0]):
+        while not rounds or time.monotonic() < end:
             vec = mem.alloc_frames(5)
             for i, frame in enumerate(vec):
                 memoryview(frame)[:8] = (rounds * 8 + i).to_bytes(8, "little")
@@ -198,11 +200,12 @@ def test_reaping_while_others_work_takes_nothing_from_them(mem, name):
         mem.close()
         tell("done")
     """
-    end = time.monotonic() + 3
     reaped = 0
-    with Child(worker, name, end) as one, Child(worker, name, end) as two:
-        one.hear()
-        two.hear()
+    with Child(worker, name, 3) as one, Child(worker, name, 3) as two:
+        for child in (one, two):
+            child.hear()
+            child.go_on()
+        end = time.monotonic() + 3
         while not reaped or time.monotonic() < end - 0.5:
             killed(name, "held = mem.alloc_segment(9)")
             reaped += mem.reap().frames
