@@ -25,7 +25,7 @@ def build() -> Path:
     """Build the package unless what was built is of the present sources; return where it is."""
     site = BUILD / "site"
     stamp = BUILD / "sources"
-    digest = digest_of(sources())
+    digest = " ".join([digest_of(sources()), *sanitizers()])
     if stamp.exists() and stamp.read_text() == digest:
         return site
     stamp.unlink(missing_ok=True)
@@ -60,7 +60,7 @@ def sources() -> list[Path]:
 
 def digest_of(files: list[Path]) -> str:
     """Return a digest of files and of where they are."""
-    digest = hashlib.sha256(" ".join(sanitizers()).encode())
+    digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file} {file.stat().st_size}\n".encode())
         digest.update(file.read_bytes())
