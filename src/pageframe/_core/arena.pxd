@@ -217,7 +217,7 @@ cdef class Arena:
     cdef object reaping     # lock of the threads of this process that reap
     cdef unsigned long reaper   # which of them does; 0: none
     cdef int64_t child      # while this process forks: the number of the child's client
-    cdef int working        # bulk operations of this process that run without the interpreter lock
+    cdef uint32_t working   # bulk operations of this process that let its other threads run
 
     cdef int check_new(self) except -1
     cdef int map_private(self, uint64_t size, uint64_t page_size, uint64_t slot_size,
@@ -231,6 +231,7 @@ cdef class Arena:
     cdef int find_tables(self, const pf_header *header) except -1
     cdef void seal_header(self, uint64_t own_frames) noexcept
     cdef int release_memory(self) except -1
+    cdef bint shut(self) except -1
     cdef int check_open(self) except -1
     cdef int check_shown(self) except -1
     cdef bint make_room(self) except -1

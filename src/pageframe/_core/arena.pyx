@@ -21,6 +21,7 @@ never an unmapped page.
 """
 
 import os
+import sys
 from time import time_ns
 
 import numpy as np
@@ -35,7 +36,7 @@ from libc.string cimport memcpy, strerror
 from pageframe._core import backing
 from pageframe._core.errors import ArenaClosedError, NotAlignedError, OutOfBoundError
 from pageframe._core.slot cimport (
-    PF_UNUSED, pf_add_relaxed_u32, pf_sub_relaxed_u32)
+    PF_UNUSED, pf_add_relaxed_u32, pf_load_acquire_u32, pf_sub_relaxed_u32)
 
 cdef extern from * nogil:
     """
@@ -54,6 +55,16 @@ cdef extern from * nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int close(int)
+
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    #define PF_FREE_THREADED 1
+    #else
+    #define PF_FREE_THREADED 0
+    #endif
+    """
+    bint FREE_THREADED "PF_FREE_THREADED"
 
 
 cdef void *map_memory(void *at, size_t size, int protection, int flags, int fd) except NULL:
@@ -102,7 +113,7 @@ cdef unsigned log2(uint64_t value) noexcept:
 
 cdef class Arena:
     def __cinit__(self, *args, **kwargs):
-        self.classes = []
+        self.classes = [None] * PF_TYPE_LIMIT
         self.type_ids = {}
         self.known_classes = []
         self.list_ids = []
@@ -301,6 +312,22 @@ cdef class Arena:
         self.a.header.magic = PF_MAGIC
         self.a.header.checksum = pf_header_checksum(self.a.header)
 
+    cdef bint shut(self) except -1:
+        """Have the other threads of this process begin nothing more; False if one works in the arena.
+
+        They look whether it is open after whatever may have let others run, and then do their
+        work.  Where there is no interpreter lock, those that had looked are waited for: to see
+        the frames of all threads, each is stopped where it lets others run.
+        """
+        self.a.open = False
+        if FREE_THREADED:
+            sys._current_frames()
+        # Acquire pairs with the release of those that have ended.
+        if pf_load_acquire_u32(&self.working):
+            self.a.open = True
+            return False
+        return True
+
     cdef int release_memory(self) except -1:
         """Give the memory back to the system; the addresses stay reserved and read as zero."""
         self.a.open = False
@@ -341,9 +368,10 @@ cdef class Arena:
                 raise TypeError("the frames of an arena made with mappable=False can't be mapped")
             # Not that of the lock: a mapping keeps it open (map_shared).
             fd = backing.open_again(self.fd)    # may let other threads in
-            if self.map_fd < 0:
-                self.map_fd = fd
-            else:
+            with cython.critical_section(self):
+                if self.map_fd < 0:
+                    self.map_fd, fd = fd, -1
+            if fd >= 0:
                 close(fd)
         return self.map_fd
 

@@ -267,7 +267,7 @@ cdef class ArenaView(Arena):
         """
         if not self.closed:
             know_types(self)
-        return dict(enumerate(self.classes[1:], 1))
+        return dict(enumerate(self.classes[1:self.a.types_known], 1))
 
     # -- who holds what ------------------------------------------------------------------------
 

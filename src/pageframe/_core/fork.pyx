@@ -125,7 +125,8 @@ cdef int be_child(Arena mem) except -1:
     mem.fd = mem.child_fd
     mem.child_fd = -1
     mem.a.epoch += 1
-    mem.working = mem.registering = mem.reaper = 0
+    mem.working = 0
+    mem.registering = mem.reaper = 0
     mem.list_ids.clear()    # the parent may give them to lists of its own
     if mem.fd < 0:
         if mem.a.watched:

@@ -159,6 +159,7 @@ cdef class Frame(Owner):
         return make_frame(mem, slot)
 
     @property
+    @cython.critical_section
     def reference_count(self):
         """References to the frame: handles, segments, vectors and raw references."""
         return pf_slot_count(held(self))
@@ -185,7 +186,7 @@ cdef class Frame(Owner):
         cdef FrameRef ref = FrameRef.__new__(FrameRef)
         ref.slot = held(self)
         ref.mem = self.mem
-        ref.generation = self.slot.generation
+        ref.generation = ref.slot.generation
         ref.borrowed = True
         return ref
 
@@ -203,6 +204,7 @@ cdef class Frame(Owner):
         """
         cdef pf_slot *slot = movable(self)
         cdef UniqueFrame unique = empty_unique(self.mem)
+        slot = movable(self)    # making the handle may have let other threads in
         if not pf_slot_try_unique(slot):
             raise_get(self.mem, pf_frame_of(&self.mem.a, slot), PF_E_IN_USE)
         pf_note(&self.mem.a, PF_EVENT_UNIQUE, pf_frame_of(&self.mem.a, slot))
@@ -247,6 +249,7 @@ cdef class FrameRef(Handle):
         return pf_slot_count(held(self))
 
     @cython.always_allow_keywords(False)
+    @cython.critical_section
     def clone(self):
         """Return a handle with a reference of its own.
 
@@ -265,6 +268,7 @@ cdef class FrameRef(Handle):
         held(self)
         return self
 
+    @cython.critical_section
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         cdef pf_slot *slot = held(self)
         hold_borrowed(self, slot)       # of the view alone: this handle has none to rest on
@@ -275,6 +279,7 @@ cdef class FrameRef(Handle):
             raise
         buffer.internal = slot
 
+    @cython.critical_section
     def __releasebuffer__(self, Py_buffer *buffer):
         unexport_bytes(self)
         put(self.mem, <pf_slot *>buffer.internal)

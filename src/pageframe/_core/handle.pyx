@@ -95,7 +95,7 @@ cdef int raise_out_of_frames(Arena mem, uint64_t count, uint64_t align) except -
 
 
 cdef pf_slot *held(Handle self) except NULL:
-    """The slot of the frame that a handle has."""
+    """The slot of the frame that a handle has; to be called within its critical section."""
     if self.slot == NULL:
         raise_moved(self)
     if not self.mem.a.open:
@@ -461,28 +461,33 @@ cdef int check_bytes(object holder) except -1:
 @cython.no_gc
 cdef class Handle(Holder):
     @property
+    @cython.critical_section
     def start_paddr(self):
         """Physical address of the frame: a byte offset in the arena."""
         return pf_frame_of(&self.mem.a, held(self)) << self.mem.a.page_shift
 
     @property
+    @cython.critical_section
     def size(self):
         """Bytes of the frame."""
         held(self)
         return 1 << self.mem.a.page_shift
 
     @property
+    @cython.critical_section
     def map_level(self):
         """Level of the page-table entry that maps the frame: always 1, the arena's base page."""
         held(self)
         return 1
 
     @property
+    @cython.critical_section
     def generation(self):
         """Lives that the frame had before this one."""
         return held(self).generation
 
     @property
+    @cython.critical_section
     def meta(self):
         """The frame's metadata: a read-only view, or a mutable one of a unique frame.
 
@@ -494,6 +499,7 @@ cdef class Handle(Holder):
             self.mem, slot, self, &self.slot, self.sole)
 
     @property
+    @cython.critical_section
     def meta_type(self):
         """Class of the metadata."""
         return class_of(self.mem, held(self))
@@ -503,20 +509,24 @@ cdef class Handle(Holder):
             return True
         if not isinstance(other, Handle):
             return NotImplemented
-        return self.slot != NULL and self.slot == (<Handle>other).slot and same_life(self, other)
+        with cython.critical_section(self, other):
+            return self.slot != NULL and self.slot == (<Handle>other).slot and same_life(self, other)
 
+    @cython.critical_section
     def __hash__(self):
         return hash(<size_t>held(self))
 
+    @cython.critical_section
     def __repr__(self):
+        cdef pf_slot *slot
         if self.slot == NULL:
             return f"<{type(self).__name__} moved>"
         paddr = pf_frame_of(&self.mem.a, self.slot) << self.mem.a.page_shift
         try:
-            held(self)
+            slot = held(self)
         except (ArenaClosedError, FrameGoneError, MovedError):
             return f"<{type(self).__name__} {paddr:#x} gone>"
-        return f"<{type(self).__name__} {paddr:#x} {class_of(self.mem, self.slot).__name__}>"
+        return f"<{type(self).__name__} {paddr:#x} {class_of(self.mem, slot).__name__}>"
 
 
 cdef bint same_life(Handle a, Handle b) noexcept:
@@ -527,10 +537,12 @@ cdef bint same_life(Handle a, Handle b) noexcept:
 
 @cython.no_gc
 cdef class Owner(Handle):
+    @cython.critical_section
     def __enter__(self):
         held(self)
         return self
 
+    @cython.critical_section
     def __exit__(self, *exc_info):
         if self.slot != NULL and not (self.sole and self.epoch != self.mem.a.epoch):
             self.drop()

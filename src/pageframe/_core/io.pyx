@@ -30,9 +30,12 @@ cdef class BytesCursor:
         self.close()
 
     cdef int open(self, object target, int flags) except -1:
+        cdef Py_buffer buffer
+        PyObject_GetBuffer(target, &buffer, flags)
         if self.held:
+            PyBuffer_Release(&buffer)
             raise TypeError(f"this {type(self).__name__} is initialised already")
-        PyObject_GetBuffer(target, &self.buffer, flags)
+        self.buffer = buffer
         self.held = True
         self.at = <unsigned char *>self.buffer.buf
         if self.at == NULL:     # an empty buffer may have no address
@@ -53,7 +56,7 @@ cdef class BytesCursor:
         return 0
 
     cdef unsigned char *take(self, Py_ssize_t size) except NULL:
-        """Move on by size bytes; return where they begin."""
+        """Move on by size bytes; return where they begin.  Within the critical section of its caller."""
         cdef unsigned char *start = self.at
         self.check()
         if size < 0 or size > self.end - start:
@@ -105,16 +108,17 @@ cdef class VmReader(BytesCursor):
         An untyped frame or segment, or anything that exports contiguous bytes.
     """
 
+    @cython.critical_section
     def __init__(self, source):
         self.open(source, PyBUF_SIMPLE)
 
     @property
+    @cython.critical_section
     def remain(self):
         """Bytes left to read."""
         self.check()
         return self.end - self.at
 
-    @cython.critical_section
     def read(self, dest):
         """Copy bytes until either side has none left; return how many.
 
@@ -124,11 +128,12 @@ cdef class VmReader(BytesCursor):
         """
         cdef VmWriter writer = dest if isinstance(dest, VmWriter) else VmWriter(dest)
         cdef Py_ssize_t size
-        self.check()
-        writer.check()
-        size = min(self.end - self.at, writer.end - writer.at)
-        memmove(writer.take(size), self.take(size), size)
-        return size
+        with cython.critical_section(self, writer):
+            self.check()
+            writer.check()
+            size = min(self.end - self.at, writer.end - writer.at)
+            memmove(writer.take(size), self.take(size), size)
+            return size
 
     @cython.critical_section
     def read_bytes(self, nbytes=None):
@@ -192,6 +197,7 @@ cdef class VmReader(BytesCursor):
             return pf_load_u32(<uint32_t *>at)
         return pf_load_u64(<uint64_t *>at)
 
+    @cython.critical_section
     def __repr__(self):
         return "<VmReader closed>" if self.at == NULL else f"<VmReader remain={self.end - self.at}>"
 
@@ -206,10 +212,12 @@ cdef class VmWriter(BytesCursor):
         An untyped frame or segment, or anything that exports writable contiguous bytes.
     """
 
+    @cython.critical_section
     def __init__(self, dest):
         self.open(dest, PyBUF_WRITABLE)
 
     @property
+    @cython.critical_section
     def avail(self):
         """Bytes left to write."""
         self.check()
@@ -278,6 +286,7 @@ cdef class VmWriter(BytesCursor):
         memset(self.take(size), 0, size)
         return size
 
+    @cython.critical_section
     def __repr__(self):
         return "<VmWriter closed>" if self.at == NULL else f"<VmWriter avail={self.end - self.at}>"
 

@@ -81,15 +81,19 @@ cdef class LinkedList(Holder):
     def __init__(self, Arena mem not None, meta_type):
         type_id = type_id_of(mem, meta_type)
         mem.check_open()
-        if self.mem is not None:
-            raise TypeError("this list is initialised already")
         if not mem.a.type_info[type_id].flags & PF_LINKED:
             raise FrameTypeError(f"{meta_type.__name__} can't be in a list: it does not mix in Link")
-        self.list_id = new_list_id(mem)
-        self.mem = mem
-        self.epoch = mem.a.epoch
-        self.meta_type = meta_type
-        self.type_id = type_id
+        list_id = new_list_id(mem)
+        with cython.critical_section(self):
+            if self.mem is None:
+                self.mem = mem
+                self.epoch = mem.a.epoch
+                self.meta_type = meta_type
+                self.type_id = type_id
+                self.list_id = list_id
+                return
+        mem.list_ids.append(list_id)
+        raise TypeError("this list is initialised already")
 
     def __dealloc__(self):
         if self.list_id:
@@ -252,6 +256,7 @@ cdef class LinkedList(Holder):
         self.check()
         return self
 
+    @cython.critical_section
     def __exit__(self, *exc_info):
         if self.list_id and self.epoch == self.mem.a.epoch:
             self.drop()
@@ -341,13 +346,14 @@ cdef class Cursor:
         """Mutable view of the current frame's metadata; None at the ghost position."""
         cdef pf_slot *slot
         cdef MetaView view
-        self.check()
-        if not self.at:
-            return None
-        slot = pf_slot_at(&self.list.mem.a, self.at)
-        view = view_slot(self.list.mem, slot, self.list, NULL, True)
-        view.list_alive = &self.list.list_id
-        return view
+        with cython.critical_section(self.list):
+            self.check()
+            if not self.at:
+                return None
+            slot = pf_slot_at(&self.list.mem.a, self.at)
+            view = view_slot(self.list.mem, slot, self.list, NULL, True)
+            view.list_alive = &self.list.list_id
+            return view
 
     @cython.always_allow_keywords(False)
     def take_current(self):

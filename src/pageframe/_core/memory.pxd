@@ -18,4 +18,4 @@ cdef class PhysicalMemory(ArenaView):
     cdef int leave(self) except -1
     cdef void leave_unasked(self) noexcept
     cdef int drop_file(self) except -1
-    cdef int detach(self) except -1
+    cdef int check_unused(self) except -1

@@ -572,6 +572,7 @@ cdef class PhysicalMemory(ArenaView):
         if not self.span:
             return False
         reap_dead(self, True)
+        self.check_open()       # it may have waited for another thread
         return True
 
     cdef object room_for(self, uint64_t frames, bint zeroed):
@@ -612,9 +613,8 @@ cdef class PhysicalMemory(ArenaView):
         cdef pf_slot *slot
         cdef UFrame handle
         cdef MetaSource source
-        if not self.a.open:
-            self.check_open()
         if meta is not None:
+            self.check_open()
             source = meta_source(self, meta)
             frame = obtain_one(self)
             slot = pf_slot_at(&self.a, frame)
@@ -624,6 +624,8 @@ cdef class PhysicalMemory(ArenaView):
             track(self, frame, 1)
             return make_frame(self, slot)
         handle = UFrame.__new__(UFrame)     # before there is anything to lose
+        if not self.a.open:
+            self.check_open()
         frame = claim_one(&self.a) if self.user_allocator is None else -1
         if frame < 0:
             frame = obtain_one(self)
@@ -746,8 +748,8 @@ cdef class PhysicalMemory(ArenaView):
         """
         cdef uint64_t frames
         self.check_open()
-        # The interpreter lock stays held: the frames being trimmed are away meanwhile,
-        # and another thread would find fewer free than there are.
+        # Other threads are not let in: the frames being trimmed are away meanwhile, and a
+        # thread would find fewer free than there are, as one without interpreter lock may.
         frames = trim(&self.a)
         return frames
 
@@ -888,31 +890,45 @@ cdef class PhysicalMemory(ArenaView):
             If handles, mappings, views or raw references of this process still hold
             frames; says how many.
         """
-        cdef uint64_t used, references, raw
-        cdef uint32_t views
         if not self.a.open:
             return
-        if self.span:
-            self.detach()
-            return
-        # From the count to the decision no other code may run, the collector's included.
-        count_references(&self.a, &references, &raw)
-        used = self.a.frames - self.own_frames - free_frames(&self.a)
-        views = pf_load_relaxed_u32(&self.a.views)
-        if used == 0 and references == 0 and views == 0:
+        if self.span and not self.reaping.acquire(False):
+            raise ArenaInUseError("the arena can't be closed: a thread of this process is reaping in it")
+        try:
+            self.check_unused()
+            # From here on no other code may run, the collector's included.
+            if not self.shut():
+                raise ArenaInUseError("the arena can't be closed: a thread of this process works in it")
+            try:
+                self.check_unused()     # a thread that did not know yet may have come between
+            except BaseException:
+                self.a.open = True
+                raise
+            if self.span:
+                self.leave()
             self.release_memory()
-            return
-        raise ArenaInUseError(
-            f"the arena can't be closed: {used} frames are held by {references} references, "
-            f"{raw} of them raw, and {views} arrays over its tables live{open_spaces(self)}")
+            if self.span:
+                self.drop_file()
+        finally:
+            if self.span:
+                self.reaping.release()
 
-    cdef int detach(self) except -1:
-        """Leave a shared arena, of which this process must hold nothing."""
-        cdef ledger_walk walk = walk_ledger(self, self.a.client)
-        cdef uint64_t frame
+    cdef int check_unused(self) except -1:
+        """Refuse to close an arena of which this process holds anything."""
+        cdef ledger_walk walk
+        cdef uint64_t frame, raw
         cdef uint64_t frames = 0
         cdef uint64_t references = 0
         cdef uint32_t views = pf_load_relaxed_u32(&self.a.views)
+        if not self.span:
+            frames = self.a.frames - self.own_frames - free_frames(&self.a)
+            if frames or views:
+                count_references(&self.a, &references, &raw)
+                raise ArenaInUseError(
+                    f"the arena can't be closed: {frames} frames are held by {references} references, "
+                    f"{raw} of them raw, and {views} arrays over its tables live{open_spaces(self)}")
+            return 0
+        walk = walk_ledger(self, self.a.client)
         while next_held(&walk, &frame):
             frames += 1
             references += walk.ledger[frame]
@@ -920,14 +936,6 @@ cdef class PhysicalMemory(ArenaView):
             raise ArenaInUseError(
                 f"the arena can't be closed: this process holds {frames} frames by {references} "
                 f"references, and {views} arrays over its tables live{open_spaces(self)}")
-        if not self.reaping.acquire(False):
-            raise ArenaInUseError("the arena can't be closed: a thread of this process is reaping in it")
-        try:
-            self.leave()
-        finally:
-            self.reaping.release()
-        self.release_memory()
-        self.drop_file()
         return 0
 
 
@@ -1012,7 +1020,7 @@ exit_arranged = []      # process ids in which leave_all() will run at the end
 def leave_all():
     """At the end of the process: leave all arenas, unless a thread still works in one."""
     for mem in list(shared_arenas.values()):
-        if (<PhysicalMemory>mem).a.open and not (<PhysicalMemory>mem).working:
+        if (<PhysicalMemory>mem).a.open and (<PhysicalMemory>mem).shut():
             (<PhysicalMemory>mem).leave()
             (<PhysicalMemory>mem).drop_file()
 

@@ -51,8 +51,8 @@ from pageframe._core import field_type
 from pageframe._core.io cimport VmReader, reader_over
 from pageframe._core.ledger cimport PF_S_type_count, PF_S_type_entry, PF_S_type_flags, pf_step
 from pageframe._core.slot cimport (
-    PF_SLOT_HEADER, PF_SLOT_MAX, pf_load_acquire_u32, pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot,
-    pf_store_release_u32)
+    PF_SLOT_HEADER, PF_SLOT_MAX, pf_cas_release_u32, pf_load_acquire_u32, pf_load_relaxed_u32,
+    pf_load_relaxed_u64, pf_slot, pf_store_release_u32)
 
 cdef extern from "string.h":
     size_t strnlen(const char *, size_t)
@@ -86,8 +86,13 @@ cdef enum:
     LINK_SIZE = 8   # two frame numbers of 32 bits, which linked lists write
 
 
+cdef inline object keeper(MetaView view):
+    """What ends a view in a critical section of its own; to look at the fields takes the same one."""
+    return view if view.owner is None else view.owner
+
+
 cdef inline int check_view(MetaView view) except -1:
-    """MetaView.check(), which nobody overrides, without going through the class."""
+    """Refuse a view that has ended; to be called within the critical section of its keeper."""
     if view.own != NULL:
         return 0
     if view.slot == NULL or (view.guard != NULL and view.guard[0] != view.slot):
@@ -152,20 +157,23 @@ cdef class Field:
             atomic.view = view
             atomic.field = field
             return atomic
-        return load_field(field.type, field.address(view))
+        with cython.critical_section(keeper(view)):
+            return load_field(field.type, field.address(view))
 
     def __set__(self, obj, value):
         cdef MetaView view = <MetaView?>obj
         cdef Field field = self.field_in(view)
         cdef unsigned char converted[PF_SLOT_MAX]
-        check_view(view)
+        with cython.critical_section(keeper(view)):
+            check_view(view)
         if not view.writable:
             raise AttributeError(
                 f"{field.name} is read-only: the frame is shared"
                 + (f"; use {field.name}.store()" if field.type.atomic else ""))
         # To convert may run the user's code, which may end the view.
         store_field(field.type, converted, value)
-        copy_field(field.type, field.address(view), converted)
+        with cython.critical_section(keeper(view)):
+            copy_field(field.type, field.address(view), converted)
 
     def __delete__(self, obj):
         raise AttributeError(f"{self.name} can't be deleted")
@@ -193,39 +201,50 @@ cdef class Atomic:
     def __init__(self, *args, **kwargs):
         raise TypeError("atomic fields are reached through the metadata of a frame")
 
-    cdef unsigned char *address(self) except NULL:
+    cdef object keeper(self):
         if self.view is None or self.field is None:
             raise MovedError("this atomic belongs to no field")
+        return keeper(self.view)
+
+    cdef unsigned char *address(self) except NULL:
+        """Where the field lies; to be called, and used, within the critical section of the keeper."""
         return self.field.address(self.view)
 
     def load(self):
         """Return the value."""
-        cdef unsigned char *p = self.address()
-        return load_field(self.field.type, p)
+        with cython.critical_section(self.keeper()):
+            return load_field(self.field.type, self.address())
 
     def store(self, value):
         """Replace the value. Raises `OverflowError` if it does not fit."""
         cdef uint64_t word
-        self.address()
+        cdef object keeper = self.keeper()
+        with cython.critical_section(keeper):
+            self.address()
         to_word(self.field.type, value, &word)
-        store_word(self.address(), self.field.type.size, word)
+        with cython.critical_section(keeper):
+            store_word(self.address(), self.field.type.size, word)
 
     def fetch_add(self, value):
         """Add, wrapping round at the field's size; return the value before."""
         cdef uint64_t word = as_int(value) & 0xFFFFFFFFFFFFFFFF
-        cdef unsigned char *p = self.address()
-        cdef FieldType t = self.field.type
-        return from_word(t, add_word(p, t.size, word))
+        cdef FieldType t
+        with cython.critical_section(self.keeper()):
+            t = self.field.type
+            return from_word(t, add_word(self.address(), t.size, word))
 
     def compare_exchange(self, expected, desired):
         """Replace the value if it is the expected one; return whether it was."""
         cdef FieldType t
         cdef uint64_t old, new
-        self.address()
+        cdef object keeper = self.keeper()
+        with cython.critical_section(keeper):
+            self.address()
         t = self.field.type
         to_word(t, expected, &old)
         to_word(t, desired, &new)
-        return cas_word(self.address(), t.size, old, new)
+        with cython.critical_section(keeper):
+            return cas_word(self.address(), t.size, old, new)
 
     def __int__(self):
         return self.load()
@@ -257,11 +276,12 @@ cdef class MetaView:
     def __init__(self, **fields):
         cdef MetaLayout layout = layout_of(type(self))
         cdef Field field
-        if self.slot != NULL or self.own != NULL:
-            raise TypeError(f"this {type(self).__name__} is initialised already")
-        self.own = <unsigned char *>calloc(1, max(layout.size, 1))
-        if self.own == NULL:
-            raise MemoryError()
+        with cython.critical_section(self):
+            if self.slot != NULL or self.own != NULL:
+                raise TypeError(f"this {type(self).__name__} is initialised already")
+            self.own = <unsigned char *>calloc(1, max(layout.size, 1))
+            if self.own == NULL:
+                raise MemoryError()
         self.data = self.own
         self.first = LINK_SIZE if layout.flags & PF_LINKED else 0
         self.room = layout.size
@@ -300,9 +320,12 @@ def _rebuild(cls, fields):
 
 cdef dict field_values(MetaView view):
     cdef Field field
-    check_view(view)
-    return {field.name: load_field(field.type, field.address(view))
-            for field in layout_of(type(view)).fields}
+    values = {}
+    with cython.critical_section(keeper(view)):
+        check_view(view)
+        for field in layout_of(type(view)).fields:
+            values[field.name] = load_field(field.type, field.address(view))
+    return values
 
 
 @cython.final
@@ -668,7 +691,6 @@ cdef int check_size(Arena mem, MetaLayout layout) except -1:
     return 0
 
 
-@cython.critical_section
 cdef object register_type(Arena mem, object cls):
     """Give a class its number in an arena."""
     cdef MetaLayout layout = layout_of(cls)
@@ -679,27 +701,27 @@ cdef object register_type(Arena mem, object cls):
         raise FrameTypeError(f"{layout.name}: the name is longer than {PF_TYPE_NAME - 1} bytes")
     if marked(cls, "__opaque__"):
         raise FrameTypeError(f"{layout.name} is opaque: this process has not defined it")
-    if mem.fd < 0:
-        type_id = register_layout(mem, layout, name)
-    else:
-        offset = <uint64_t>(<unsigned char *>mem.a.types - mem.a.base)
-        with registering:       # among the threads of this process, which share the file's lock
+    offset = <uint64_t>(<unsigned char *>mem.a.types - mem.a.base)
+    with registering:       # among the threads of this process, which share the file's lock
+        if not mem.span:
+            type_id = register_layout(mem, cls, layout, name)
+        else:
             if mem.fd < 0:
                 mem.check_open()    # it was closed meanwhile
             mem.registering += 1
             try:
                 if mem.registering == 1:
                     backing.lock(mem.fd, offset, True)
-                type_id = register_layout(mem, layout, name)
+                type_id = register_layout(mem, cls, layout, name)
             finally:
                 mem.registering -= 1
                 if mem.registering == 0 and mem.fd >= 0:
                     backing.unlock(mem.fd, offset)
-    set_class(mem, type_id, cls)
+        set_class(mem, type_id, cls)
     return type_id
 
 
-cdef uint32_t register_layout(Arena mem, MetaLayout layout, bytes name) except 0:
+cdef uint32_t register_layout(Arena mem, object cls, MetaLayout layout, bytes name) except 0:
     """Find a type in the registry, or add it; of a shared arena under a lock."""
     cdef uint32_t count
     cdef uint32_t type_id
@@ -725,8 +747,8 @@ cdef uint32_t register_layout(Arena mem, MetaLayout layout, bytes name) except 0
     pf_step(PF_S_type_count)
     # Release pairs with the acquire in know_types().
     pf_store_release_u32(&mem.a.header.type_count, count + 1)
-    mem.classes.append(None)
-    mem.a.types_known = count + 2
+    set_class(mem, count + 1, cls)
+    pf_cas_release_u32(&mem.a.types_known, count + 1, count + 2)    # as in know_types()
     return count + 1
 
 
@@ -759,15 +781,17 @@ cdef int know_types(Arena mem) except -1:
         opaque = opaque_class(mem, type_id) if cls is None else None
         if mem.a.types_known != type_id:
             continue        # to make a class may let others run, who have come further
-        mem.classes.append(opaque)
-        mem.a.types_known = type_id + 1
+        # Threads that come so far at once do the same, but for an opaque class of their own.
         if cls is not None:
             set_class(mem, type_id, cls)
         else:
+            mem.classes[type_id] = opaque
             entry = &mem.a.types[type_id - 1]
             mem.a.type_info[type_id].size = min(entry.size, (1u << mem.a.slot_shift) - PF_SLOT_HEADER)
             mem.a.type_info[type_id].flags = (
                 entry.flags & (PF_UNTYPED | PF_LINKED | PF_ON_DROP)) | PF_OPAQUE
+        # Release pairs with the acquire in class_of(); never back behind one who has come further.
+        pf_cas_release_u32(&mem.a.types_known, type_id, type_id + 1)
     return 0
 
 
@@ -808,8 +832,7 @@ cdef tuple own_types = (
 
 cdef int register_own_types(Arena mem) except -1:
     """Begin the registry of a new arena."""
-    mem.classes.append(None)    # type ids begin at 1
-    mem.a.types_known = 1
+    mem.a.types_known = 1       # type ids begin there
     for cls in own_types:
         register_type(mem, cls)
     return 0
@@ -817,11 +840,9 @@ cdef int register_own_types(Arena mem) except -1:
 
 cdef int know_own_types(Arena mem) except -1:
     """Begin with the types that have the same numbers everywhere; no registry is believed about them."""
-    mem.classes.append(None)
     for type_id, cls in enumerate(own_types, 1):
-        mem.classes.append(cls)
         set_class(mem, type_id, cls)
-    mem.a.types_known = len(mem.classes)
+    mem.a.types_known = len(own_types) + 1
     return 0
 
 
@@ -832,7 +853,7 @@ cdef object class_of(Arena mem, const pf_slot *slot):
 
 cdef object class_numbered(Arena mem, uint32_t type_id):
     """The class of a type that a slot says it has; what a damaged one says is refused."""
-    if type_id >= mem.a.types_known:
+    if type_id >= pf_load_acquire_u32(&mem.a.types_known):
         know_types(mem)
         if type_id >= mem.a.types_known:
             raise ArenaDamagedError(f"a slot has type {type_id}, the arena has {mem.a.types_known - 1}")
@@ -858,7 +879,8 @@ cdef MetaView meta_value(Arena mem, object meta, uint32_t *type_id):
     type_id[0] = type_id_of(mem, type(meta))
     if mem.a.type_info[type_id[0]].flags & PF_ARENA or type_id[0] in (TYPE_TICKET_PAGE, TYPE_PAGE_TABLE):
         raise FrameTypeError(f"{type(meta).__name__} is for the arena's own frames")
-    check_view(<MetaView>meta)
+    with cython.critical_section(keeper(meta)):
+        check_view(<MetaView>meta)
     if (<MetaView>meta).room < <Py_ssize_t>mem.a.type_info[type_id[0]].size:
         raise FrameTypeError(f"this was not made as a {type(meta).__name__}")
     # A view may end before it is used, and has links that are not its copy's.
@@ -870,7 +892,8 @@ cdef MetaView own_copy(MetaView value):
     cdef MetaView copy
     cdef MetaLayout layout = layout_of(type(value))
     cdef Py_ssize_t links = LINK_SIZE if layout.flags & PF_LINKED else 0
-    check_view(value)
+    with cython.critical_section(keeper(value)):
+        check_view(value)
     if value.room < layout.size:
         raise FrameTypeError(f"this was not made as a {type(value).__name__}")
     copy = new_instance(type(value))
@@ -881,7 +904,9 @@ cdef MetaView own_copy(MetaView value):
     copy.first = links
     copy.room = layout.size
     copy.writable = True
-    memcpy(copy.own + links, value.data + links, layout.size - links)
+    with cython.critical_section(keeper(value)):
+        check_view(value)
+        memcpy(copy.own + links, value.data + links, layout.size - links)
     return copy
 
 
@@ -938,9 +963,11 @@ cdef void call_on_drop(Arena mem, pf_slot *slot) noexcept:
         reader = reader_over(pf_bytes_at(&mem.a, pf_frame_of(&mem.a, slot)), 1 << mem.a.page_shift)
         try:
             (<object>view).on_drop(reader)
-        finally:
-            view.slot = NULL
-            reader.close()
+        finally:    # the user may have kept them, and use them in other threads
+            with cython.critical_section(view):
+                view.slot = NULL
+            with cython.critical_section(reader):
+                reader.close()
     except BaseException as error:
         # There is nobody to raise it to: the frame goes all the same.
         PyErr_SetObject(type(error), error)

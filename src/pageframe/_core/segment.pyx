@@ -27,7 +27,8 @@ from pageframe._core.handle cimport (
 from pageframe._core.ledger cimport pf_end_life, pf_ref_inc, pf_ref_put
 from pageframe._core.meta cimport class_numbered, class_of, slot_dtype
 from pageframe._core.slot cimport (
-    PF_E_OVERFLOW, PF_E_UNIQUE, PF_OK, pf_load_relaxed_u64, pf_slot, pf_slot_in_use)
+    PF_E_OVERFLOW, PF_E_UNIQUE, PF_OK, pf_add_relaxed_u32, pf_load_relaxed_u64, pf_slot, pf_slot_in_use,
+    pf_sub_release_u32)
 from pageframe._core.traces cimport track
 from pageframe._core.user_allocator cimport user_dealloc
 
@@ -95,17 +96,17 @@ cdef void give_up(Arena mem, uint64_t first, uint64_t count) noexcept:
     elif count < MANY:
         put_range(&mem.a, first, count)
     else:
-        mem.working += 1
+        pf_add_relaxed_u32(&mem.working, 1)
         with nogil:
             put_range(&mem.a, first, count)
-        mem.working -= 1
+        pf_sub_release_u32(&mem.working, 1)
 
 
 cdef int hold_range(Arena mem, uint64_t first, uint64_t count) except -1:
     """Take one more reference to each frame of a run that is held already."""
     cdef uint64_t done
     mem.check_open()
-    # The lock of the interpreter stays held: who holds the run must not drop it meanwhile.
+    # No other thread is let in: who holds the run must not drop it meanwhile.
     done = inc_range(&mem.a, first, count)
     if done < count:
         if done:
@@ -169,10 +170,10 @@ cdef int build(object cls, Arena mem, uint64_t first, uint64_t count, MetaSource
     elif count < MANY:
         begin_range(&mem.a, first, count, source.type_id, source.storage, source.size, zeroed)
     else:
-        mem.working += 1
+        pf_add_relaxed_u32(&mem.working, 1)
         with nogil:
             begin_range(&mem.a, first, count, source.type_id, source.storage, source.size, zeroed)
-        mem.working -= 1
+        pf_sub_release_u32(&mem.working, 1)
     track(mem, first, count)
     return 0
 
@@ -277,6 +278,7 @@ cdef class Segment(Holder):
             slot = movable(frame)
             check_kind(cls, frame.mem, slot.type_id)
             segment = empty_segment(frame.mem, pf_frame_of(&frame.mem.a, slot))
+            slot = movable(frame)   # making the handle may have let other threads in
             segment.first = pf_frame_of(&frame.mem.a, slot)
             segment.count = 1
             frame.slot = NULL
@@ -317,24 +319,28 @@ cdef class Segment(Holder):
         return make_segment(mem, first, end - first)
 
     @property
+    @cython.critical_section
     def start_paddr(self):
         """Physical address of the first frame."""
         self.check()
         return self.first << self.mem.a.page_shift
 
     @property
+    @cython.critical_section
     def end_paddr(self):
         """Physical address past the last frame."""
         self.check()
         return (self.first + self.count) << self.mem.a.page_shift
 
     @property
+    @cython.critical_section
     def size(self):
         """Bytes."""
         self.check()
         return self.count << self.mem.a.page_shift
 
     @property
+    @cython.critical_section
     def meta_type(self):
         """Class of the metadata."""
         self.check()
@@ -460,6 +466,7 @@ cdef class Segment(Holder):
         self.count = 0
         return paddrs
 
+    @cython.critical_section
     def __len__(self):
         self.check()
         return self.count
@@ -488,12 +495,13 @@ cdef class Segment(Holder):
         self.check()
         if not isinstance(item, Handle) or (<Handle>item).mem is not self.mem:
             return False
-        slot = (<Handle>item).slot
-        if slot == NULL or (
-                (<Handle>item).borrowed
-                and (<Handle>item).generation != pf_load_relaxed_u64(&slot.generation)):
-            return False
-        return self.first <= pf_frame_of(&self.mem.a, slot) < self.first + self.count
+        with cython.critical_section(self, item):
+            slot = (<Handle>item).slot
+            if slot == NULL or (
+                    (<Handle>item).borrowed
+                    and (<Handle>item).generation != pf_load_relaxed_u64(&slot.generation)):
+                return False
+            return self.first <= pf_frame_of(&self.mem.a, slot) < self.first + self.count
 
     def __eq__(self, other):
         cdef Segment segment
@@ -502,21 +510,26 @@ cdef class Segment(Holder):
         if not isinstance(other, Segment):
             return NotImplemented
         segment = other
-        return (self.count != 0 and self.mem is segment.mem
-                and self.first == segment.first and self.count == segment.count)
+        with cython.critical_section(self, other):
+            return (self.count != 0 and self.mem is segment.mem
+                    and self.first == segment.first and self.count == segment.count)
 
+    @cython.critical_section
     def __hash__(self):
         self.check()
         return hash((<size_t>pf_slot_at(&self.mem.a, self.first), self.count))
 
+    @cython.critical_section
     def __enter__(self):
         self.check()
         return self
 
+    @cython.critical_section
     def __exit__(self, *exc_info):
         if self.count:
             self.drop()
 
+    @cython.critical_section
     def __repr__(self):
         if self.count == 0:
             return f"<{type(self).__name__} moved>"

@@ -46,6 +46,7 @@ cdef extern from "atomic.h" nogil:
     uint32_t pf_load_acquire_u32(const uint32_t *)
     uint32_t pf_add_release_u32(uint32_t *, uint32_t)
     void pf_fence_acquire()
+    uint32_t pf_sub_release_u32(uint32_t *, uint32_t)
 
 
 cdef extern from "slot.h" nogil:

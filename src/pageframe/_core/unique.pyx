@@ -99,6 +99,7 @@ cdef class UniqueFrame(Owner):
         """
         cdef pf_slot *slot = movable(self)
         cdef Frame frame = empty_frame(self.mem, slot)
+        slot = movable(self)    # making the handle may have let other threads in
         self.slot = NULL
         frame.slot = slot
         pf_note(&self.mem.a, PF_EVENT_SHARE, pf_frame_of(&self.mem.a, slot))

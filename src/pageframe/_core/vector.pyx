@@ -22,13 +22,13 @@ from pageframe._core.arena cimport (
 from pageframe._core.errors import FrameTypeError, MovedError
 from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport (
-    Handle, MetaSource, ask_each, begin_life, held, index_within, meta_sources,
-    obtain_one, put, raise_get, raise_moved, raise_out_of_frames, zero_used)
+    MetaSource, ask_each, begin_life, held, hold_again, index_within, meta_sources, obtain_one, put,
+    raise_get, raise_moved, raise_out_of_frames, zero_used)
 from pageframe._core.ledger cimport pf_end_life, pf_ref_inc, pf_ref_put
 from pageframe._core.meta cimport class_of, slot_dtype
 from pageframe._core.poison cimport check_poison
 from pageframe._core.slot cimport (
-    PF_E_OVERFLOW, PF_OK, pf_slot, pf_slot_count)
+    PF_E_OVERFLOW, PF_OK, pf_add_relaxed_u32, pf_slot, pf_slot_count, pf_sub_release_u32)
 from pageframe._core.traces cimport track_many
 from pageframe._core.user_allocator cimport user_dealloc
 
@@ -79,7 +79,7 @@ cdef Py_ssize_t inc_all(pf_arena *a, const uint64_t *frames, Py_ssize_t count) n
 cdef void give_up(Arena mem, const uint64_t *frames, Py_ssize_t count) noexcept:
     """Give up a reference to each frame."""
     cdef Py_ssize_t i
-    if not mem.a.open or count == 0:
+    if count == 0 or not mem.a.open:
         return
     if (mem.user_allocator is not None
             or pf_type_flags(&mem.a, pf_slot_at(&mem.a, frames[0])) & PF_ON_DROP):
@@ -88,17 +88,17 @@ cdef void give_up(Arena mem, const uint64_t *frames, Py_ssize_t count) noexcept:
     elif count < MANY:
         put_all(&mem.a, frames, count)
     else:
-        mem.working += 1
+        pf_add_relaxed_u32(&mem.working, 1)
         with nogil:
             put_all(&mem.a, frames, count)
-        mem.working -= 1
+        pf_sub_release_u32(&mem.working, 1)
 
 
 cdef int hold_all(Arena mem, const uint64_t *frames, Py_ssize_t count) except -1:
     """Take one more reference to each frame, all of which are held already."""
     cdef Py_ssize_t done
     mem.check_open()
-    # The lock of the interpreter stays held: who holds the frames must not drop them meanwhile.
+    # No other thread is let in: who holds the frames must not drop them meanwhile.
     done = inc_all(&mem.a, frames, count)
     if done < count:
         give_up(mem, frames, done)
@@ -187,11 +187,11 @@ cdef FrameVec alloc_frames(Arena mem, Py_ssize_t count, object meta_fn, bint zer
     elif count < MANY:
         begin_all(&mem.a, vec.frames, count, source.type_id, source.storage, source.size, zeroed)
     else:
-        mem.working += 1
+        pf_add_relaxed_u32(&mem.working, 1)
         with nogil:
             begin_all(
                 &mem.a, vec.frames, count, source.type_id, source.storage, source.size, zeroed)
-        mem.working -= 1
+        pf_sub_release_u32(&mem.working, 1)
     track_many(mem, vec.frames, count)
     vec.count = count
     return vec
@@ -220,6 +220,7 @@ cdef class FrameVec(Holder):
         """A vector of its own over some of the frames."""
         cdef FrameVec vec = empty_vec(self.mem, count)
         cdef Py_ssize_t i
+        self.check()        # making the handle may have let other threads in
         for i in range(count):
             vec.frames[i] = self.frames[start + i * step]
         hold_all(self.mem, vec.frames, count)
@@ -249,27 +250,26 @@ cdef class FrameVec(Holder):
             If they are not of one arena and type.
         """
         cdef FrameVec vec
-        cdef Handle first, frame
-        cdef Py_ssize_t i
+        cdef Frame frame
+        cdef pf_slot *slot
         handles = list(frames)
         if not handles:
             raise ValueError("a frame vector takes at least one frame")
         for handle in handles:
             if not isinstance(handle, Frame):
                 raise FrameTypeError(f"a frame vector takes frames, not {type(handle).__name__}")
-            held(handle)
-        first = handles[0]
-        vec = empty_vec(first.mem, len(handles))
-        for i, handle in enumerate(handles):
-            frame = handle
-            held(frame)     # making room may have run the collector, and that anything
-            if frame.mem is not first.mem:
-                raise FrameTypeError(f"{frame!r} belongs to another arena than {first!r}")
-            if frame.slot.type_id != first.slot.type_id:
-                raise FrameTypeError(f"the frames must be of one type: {first!r}, {frame!r}")
-            vec.frames[i] = pf_frame_of(&first.mem.a, frame.slot)
-        hold_all(first.mem, vec.frames, len(handles))
-        vec.count = len(handles)
+        vec = empty_vec((<Frame>handles[0]).mem, len(handles))
+        for frame in handles:
+            with cython.critical_section(frame):
+                slot = held(frame)
+                if frame.mem is not vec.mem:
+                    raise FrameTypeError(f"{frame!r} belongs to another arena than {handles[0]!r}")
+                if vec.count and slot.type_id != pf_slot_at(&vec.mem.a, vec.frames[0]).type_id:
+                    raise FrameTypeError(f"the frames must be of one type: {handles[0]!r}, {frame!r}")
+                hold_again(vec.mem, slot)
+            # What raises leaves those so far to the vector, which gives them up.
+            vec.frames[vec.count] = pf_frame_of(&vec.mem.a, slot)
+            vec.count += 1
         return vec
 
     @property
@@ -280,6 +280,7 @@ cdef class FrameVec(Holder):
         return class_of(self.mem, pf_slot_at(&self.mem.a, self.frames[0]))
 
     @property
+    @cython.critical_section
     def size(self):
         """Bytes of all frames."""
         self.check()
@@ -300,6 +301,7 @@ cdef class FrameVec(Holder):
         cdef uint64_t *counts
         self.check()
         data = bytearray(self.count * sizeof(uint64_t))
+        self.check()        # making room may have let other threads in
         counts = <uint64_t *>PyByteArray_AS_STRING(data)
         for i in range(self.count):
             counts[i] = pf_slot_count(pf_slot_at(&self.mem.a, self.frames[i]))
@@ -350,6 +352,7 @@ cdef class FrameVec(Holder):
         give_up(self.mem, frames, self.count)
         free(frames)
 
+    @cython.critical_section
     def __len__(self):
         self.check()
         return self.count
@@ -374,14 +377,17 @@ cdef class FrameVec(Holder):
         for i in range(self.count):
             yield self[i]
 
+    @cython.critical_section
     def __enter__(self):
         self.check()
         return self
 
+    @cython.critical_section
     def __exit__(self, *exc_info):
         if self.frames != NULL:
             self.drop()
 
+    @cython.critical_section
     def __repr__(self):
         if self.frames == NULL:
             return "<FrameVec moved>"
