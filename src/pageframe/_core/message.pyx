@@ -22,13 +22,13 @@ from multiprocessing.reduction import ForkingPickler
 
 import numpy
 
+cimport cython
 cimport numpy as np
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
-from pageframe._core.allocator cimport give_back_range
-from pageframe._core.arena cimport Arena, pf_bytes_at, pf_frame_of, pf_slot_at
+from pageframe._core.arena cimport Arena, pf_arena, pf_bytes_at, pf_frame_of, pf_slot_at, pf_ticket
 from pageframe._core.array cimport (
     MAX_DIMS, FrameBytes, VirtualBytes, array_over, bytes_of, extent, find_extent)
 from pageframe._core.array import FrameArray
@@ -36,6 +36,7 @@ from pageframe._core.client import shared_arenas
 from pageframe._core.errors import (
     ArenaDamagedError, ArenaGoneError, ArenaNotFoundError, BadArenaError,
     FrameGoneError, GetFrameError)
+from pageframe._core.fork cimport alive
 from pageframe._core.frame cimport Frame, UFrame, make_frame
 from pageframe._core.handle cimport begin_life, get, held, obtain_run, put
 from pageframe._core.mapping cimport map_frames
@@ -44,7 +45,7 @@ from pageframe._core.meta cimport TYPE_TICKET_PAGE, know_types
 from pageframe._core.page_property import PageProperty
 from pageframe._core.segment cimport Segment, USegment, make_segment
 from pageframe._core.segment cimport give_up as give_up_run
-from pageframe._core.ticket cimport issue, list_pages, redeem, serial_of
+from pageframe._core.ticket cimport issue, list_pages, new_ticket, redeem, release, serial_of
 from pageframe._core.vector cimport FrameVec, empty_vec
 
 cdef enum:
@@ -81,12 +82,21 @@ kept = {}       # arenas that messages have attached this process to, by id
 
 cdef dict dtypes = {}       # by name
 cdef dict names = {}        # by data type
-cdef object last_used = None    # weak reference to the arena of the last message
+cdef object last_used = None    # weak reference to the arena of the last message; guarded by kept
 
 
 cdef uint64_t mix(uint64_t value, uint64_t generation) noexcept nogil:
     """Fold a generation into what stands for those of all frames: FNV-1a, by words."""
     return (value ^ generation) * <uint64_t>0x100000001b3
+
+
+cdef uint64_t mix_run(const pf_arena *a, uint64_t first, uint64_t count) noexcept nogil:
+    """What stands for the generations of a run of frames."""
+    cdef uint64_t frame
+    cdef uint64_t generations = 0
+    for frame in range(first, first + count):
+        generations = mix(generations, pf_slot_at(a, frame).generation)
+    return generations
 
 
 cdef bytes pack(
@@ -120,23 +130,45 @@ cdef int check_shared(Arena mem, object handle) except -1:
 
 def reduce_frame(Frame frame not None):
     """Pickle a frame."""
-    cdef uint64_t number = pf_frame_of(&frame.mem.a, held(frame))
-    check_shared(frame.mem, frame)
-    return load, (pack(
-        frame.mem, ONE, issue(frame.mem, number, 1, 0), number, 1, mix(0, frame.slot.generation)),)
+    cdef Arena mem = frame.mem
+    cdef uint64_t number, generation
+    cdef int64_t index
+    cdef pf_ticket *ticket
+    with cython.critical_section(frame):
+        held(frame)
+    check_shared(mem, frame)
+    ticket = new_ticket(mem)
+    try:
+        with cython.critical_section(frame):
+            number = pf_frame_of(&mem.a, held(frame))
+            generation = frame.slot.generation
+            index = issue(mem, ticket, number, 1, 0)
+    except BaseException:
+        release(mem, ticket)
+        raise
+    return load, (pack(mem, ONE, index, number, 1, mix(0, generation)),)
 
 
 def reduce_segment(Segment segment not None):
     """Pickle a segment."""
-    cdef uint64_t generations = 0
-    cdef uint64_t frame
+    cdef Arena mem = segment.mem
+    cdef uint64_t count, generations
+    cdef int64_t index
+    cdef pf_ticket *ticket
     segment.check()
-    check_shared(segment.mem, segment)
-    for frame in range(segment.first, segment.first + segment.count):
-        generations = mix(generations, pf_slot_at(&segment.mem.a, frame).generation)
-    return load, (pack(
-        segment.mem, RUN, issue(segment.mem, segment.first, segment.count, 0), segment.first,
-        segment.count, generations),)
+    check_shared(mem, segment)
+    ticket = new_ticket(mem)
+    try:
+        with cython.critical_section(segment):
+            segment.check()
+            mem.check_open()
+            count = segment.count
+            generations = mix_run(&mem.a, segment.first, count)
+            index = issue(mem, ticket, segment.first, count, 0)
+    except BaseException:
+        release(mem, ticket)
+        raise
+    return load, (pack(mem, RUN, index, segment.first, count, generations),)
 
 
 def reduce_vector(FrameVec vec not None):
@@ -144,28 +176,34 @@ def reduce_vector(FrameVec vec not None):
     cdef Arena mem = vec.mem
     cdef uint64_t generations = 0
     cdef uint64_t i, pages
-    cdef int64_t first
+    cdef int64_t first, index
     cdef uint32_t *numbers
-    cdef int64_t ticket
+    cdef pf_ticket *ticket
     vec.check()
     check_shared(mem, vec)
     pages = list_pages(&mem.a, vec.count)
     first = obtain_run(mem, pages, 1)
-    if vec.frames == NULL:      # making room may have run the user's code
-        give_back_range(&mem.a, first, pages)
-        vec.check()
     # First their lives: without a type, pages that a kill leaves here would pass for zero.
     for i in range(pages):
         begin_life(pf_slot_at(&mem.a, first + i), TYPE_TICKET_PAGE, NULL, 0, 1)
     numbers = <uint32_t *>pf_bytes_at(&mem.a, first)
-    for i in range(<uint64_t>vec.count):
-        numbers[i] = vec.frames[i]
-        generations = mix(generations, pf_slot_at(&mem.a, vec.frames[i]).generation)
     try:
-        ticket = issue(mem, first, vec.count, pages)
+        ticket = new_ticket(mem)
+        try:
+            with cython.critical_section(vec):
+                vec.check()
+                mem.check_open()
+                for i in range(<uint64_t>vec.count):
+                    numbers[i] = vec.frames[i]
+                    generations = mix(generations, pf_slot_at(&mem.a, vec.frames[i]).generation)
+                index = issue(mem, ticket, first, vec.count, pages)
+                runs = runs_of(vec)
+        except BaseException:
+            release(mem, ticket)
+            raise
     finally:
         give_up_run(mem, first, pages)      # the ticket has references of its own
-    return load, (pack(mem, MANY, ticket, 0, vec.count, generations, runs_of(vec)),)
+    return load, (pack(mem, MANY, index, 0, vec.count, generations, runs),)
 
 
 cdef bytes runs_of(FrameVec vec):
@@ -208,8 +246,8 @@ cdef bint unpack_runs(const uint32_t *runs, Py_ssize_t size, FrameVec vec, uint6
 def reduce_array(np.ndarray array not None):
     """Pickle an array by the frames that it lies in; by its elements if these are not shared."""
     cdef extent found
-    cdef uint64_t generations = 0
-    cdef uint64_t frame
+    cdef int64_t index
+    cdef pf_ticket *ticket
     cdef bytes name, packed
     cdef char *at
     cdef Py_ssize_t ndim, extents
@@ -243,11 +281,16 @@ def reduce_array(np.ndarray array not None):
         memcpy(at + sizeof(shown) + ndim * sizeof(np.npy_intp), np.PyArray_STRIDES(array),
                ndim * sizeof(np.npy_intp))
     memcpy(at + sizeof(shown) + extents, PyBytes_AS_STRING(name), len(name))
-    for frame in range(found.first, found.first + found.count):
-        generations = mix(generations, pf_slot_at(&segment.mem.a, frame).generation)
+    # The array keeps the segment's references where they are.
+    ticket = new_ticket(segment.mem)
+    try:
+        index = issue(segment.mem, ticket, found.first, found.count, 0)
+    except BaseException:
+        release(segment.mem, ticket)
+        raise
     message = pack(
-        segment.mem, RUN, issue(segment.mem, found.first, found.count, 0), found.first, found.count,
-        generations, packed)
+        segment.mem, RUN, index, found.first, found.count,
+        mix_run(&segment.mem.a, found.first, found.count), packed)
     return load_array, (message,) if name else (message, dtype)
 
 
@@ -351,12 +394,17 @@ def load_arena(bytes arena_id not None, pid, bytes path not None):
 cdef Arena find_arena(const unsigned char *arena_id):
     """The arena of an id if this process is attached to it."""
     global last_used
-    cdef Arena mem = None if last_used is None else last_used()
+    cdef Arena mem
+    with cython.critical_section(kept):
+        last = last_used
+    mem = None if last is None else last()
     if mem is not None and is_arena(mem, arena_id):
         return mem
-    for mem in list(shared_arenas.values()):
+    for mem in alive(shared_arenas):
         if is_arena(mem, arena_id):
-            last_used = weakref.ref(mem)
+            last = weakref.ref(mem)
+            with cython.critical_section(kept):
+                last, last_used = last_used, last
             return mem
     return None
 

@@ -19,7 +19,9 @@ cdef inline ticket_state state_of(uint64_t word) noexcept nogil:
 cdef inline uint64_t serial_of(uint64_t word) noexcept nogil:
     return word >> 24
 
-cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) except -1
+cdef pf_ticket *new_ticket(Arena mem) except NULL
+cdef int64_t issue(Arena mem, pf_ticket *ticket, uint64_t first, uint64_t count, uint64_t listed) except -1
+cdef int release(Arena mem, pf_ticket *ticket) except -1
 cdef bint redeem(Arena mem, uint64_t index, uint64_t serial, uint64_t first, uint64_t count,
                  uint64_t *frames) except -1
 cdef int settle_tickets(Arena mem, uint32_t client) except -1

@@ -94,16 +94,9 @@ cdef pf_ticket *take_free(Arena mem, uint64_t serial) noexcept nogil:
     return NULL
 
 
-cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) except -1:
-    """Make a ticket for frames that this client holds; returns its number in the table.
-
-    The frames are ``first .. first + count - 1``; or, if listed is not 0, that many
-    frames from first on list them.
-    """
+cdef pf_ticket *new_ticket(Arena mem) except NULL:
+    """Take a ticket, to be issued or released.  May run an on_drop."""
     cdef uint64_t serial = (pf_add_relaxed_u64(&mem.a.header.last_ticket, 1) + 1) & 0xFFFFFFFFFF
-    cdef uint64_t time = pf_now()
-    cdef uint64_t i
-    cdef int64_t frame
     cdef pf_ticket *ticket = take_free(mem, serial)
     if ticket == NULL:
         expire_tickets(mem)
@@ -111,6 +104,19 @@ cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) e
         if ticket == NULL:
             raise TicketsFullError(
                 f"{mem.a.ticket_capacity} messages are in transit, the maximum of this arena")
+    return ticket
+
+
+cdef int64_t issue(
+        Arena mem, pf_ticket *ticket, uint64_t first, uint64_t count, uint64_t listed) except -1:
+    """Make a ticket hold frames that this client holds; returns its number in the table.
+
+    The frames are ``first .. first + count - 1``; or, if listed is not 0, that many
+    frames from first on list them.  No other code runs meanwhile.
+    """
+    cdef uint64_t time = pf_now()
+    cdef uint64_t i
+    cdef int64_t frame
     pf_step(PF_S_ticket_fill)
     # Relaxed: it is published at the end, but a census or an audit may read it before.
     pf_store_relaxed_u64(&ticket.first, first)
@@ -130,7 +136,6 @@ cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) e
         pf_step(PF_S_ticket_count)
         if pf_slot_inc(pf_slot_at(&mem.a, frame)) != PF_OK:
             pf_op_end(&mem.a, my_lane(&mem.a))
-            release(mem, ticket)
             raise RefCountOverflowError("the reference count of a frame of the message is at its maximum")
         pf_step(PF_S_ticket_done)
         pf_store_release_u64(&ticket.done, i + 1)
@@ -138,7 +143,7 @@ cdef int64_t issue(Arena mem, uint64_t first, uint64_t count, uint64_t listed) e
     pf_note(&mem.a, PF_EVENT_SEND, ticket_frame(&mem.a, ticket, listed))
     pf_step(PF_S_ticket_live)
     # Release pairs with the acquire of the loader's compare-and-swap.
-    pf_store_release_u64(&ticket.word, word_of(serial, 0, TICKET_LIVE))
+    pf_store_release_u64(&ticket.word, word_of(serial_of(ticket.word), 0, TICKET_LIVE))
     return ticket - mem.a.tickets
 
 
