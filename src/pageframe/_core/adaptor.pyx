@@ -89,8 +89,6 @@ cdef class Adaptor:
     def __init__(self, upstream):
         cdef pf_account *parent = NULL
         cdef PhysicalMemory mem
-        if self.account != NULL:
-            raise TypeError("this adaptor is initialised already")
         if isinstance(upstream, PhysicalMemory):
             mem = upstream
         elif isinstance(upstream, Adaptor):
@@ -102,11 +100,14 @@ cdef class Adaptor:
         mem.check_open()
         if not pf_account_watch(&mem.a):
             raise MemoryError(f"no memory for the accounts of {mem.a.frames} frames")
-        self.account = pf_account_claim(parent)
-        if self.account == NULL:
-            raise MemoryError("this process has as many adaptors as it can")
-        self.mem = mem
-        self.upstream = upstream
+        with cython.critical_section(self):
+            if self.account != NULL:
+                raise TypeError("this adaptor is initialised already")
+            self.account = pf_account_claim(parent)
+            if self.account == NULL:
+                raise MemoryError("this process has as many adaptors as it can")
+            self.mem = mem
+            self.upstream = upstream
 
     def __dealloc__(self):
         if self.account != NULL:
@@ -163,12 +164,13 @@ cdef class Adaptor:
     def _open_log(self, int fd):
         cdef pf_log *log
         self.check()
-        if self.account.log != NULL:
-            raise TypeError("this adaptor has a log")
-        log = pf_log_open(fd)
-        if log == NULL:
-            raise MemoryError("no memory for a log")
-        self.account.log = log
+        with cython.critical_section(self):
+            if self.account.log != NULL:
+                raise TypeError("this adaptor has a log")
+            log = pf_log_open(fd)
+            if log == NULL:
+                raise MemoryError("no memory for a log")
+            self.account.log = log
 
     def _flush_log(self, bint closes):
         cdef int error
@@ -249,31 +251,32 @@ cdef class Adaptor:
         if not isinstance(owner, Holder) or (<Holder>owner).mem is not self.mem:
             raise TypeError(
                 f"{type(self.upstream).__name__} gave {type(handle).__name__}, no frames of the arena")
-        if isinstance(owner, FrameVec):
-            vec = owner
-            vec.check()
-            count = vec.count
-        elif isinstance(owner, Mapping):
-            mapping = owner
-            mapping.check()
-            count = mapping.count // 2 if isinstance(owner, Ring) else mapping.count
-        elif isinstance(owner, Segment):
-            (<Segment>owner).check()
-            first, count = (<Segment>owner).first, (<Segment>owner).count
-        else:
-            first, count = pf_frame_of(a, held(<Handle?>owner)), 1
-        if count > wanted:      # a user's own upstream gives what it likes
-            self.charge(count - wanted)
-            wanted = count
-        # From here on nothing raises.
-        for i in range(count):
-            if vec is not None:
-                got += self.take(vec.frames[i], &type_id)
-            elif mapping is not None:
-                entry = lookup(&mapping.space.table, i, &level)
-                got += self.take(frame_of_entry(entry) + (i & (span(level) - 1)), &type_id)
+        with cython.critical_section(owner):    # another thread may know it
+            if isinstance(owner, FrameVec):
+                vec = owner
+                vec.check()
+                count = vec.count
+            elif isinstance(owner, Mapping):
+                mapping = owner
+                mapping.check()
+                count = mapping.count // 2 if isinstance(owner, Ring) else mapping.count
+            elif isinstance(owner, Segment):
+                (<Segment>owner).check()
+                first, count = (<Segment>owner).first, (<Segment>owner).count
             else:
-                got += self.take(first + i, &type_id)
+                first, count = pf_frame_of(a, held(<Handle?>owner)), 1
+            if count > wanted:      # a user's own upstream gives what it likes
+                self.charge(count - wanted)
+                wanted = count
+            # From here on nothing raises.
+            for i in range(count):
+                if vec is not None:
+                    got += self.take(vec.frames[i], &type_id)
+                elif mapping is not None:
+                    entry = lookup(&mapping.space.table, i, &level)
+                    got += self.take(frame_of_entry(entry) + (i & (span(level) - 1)), &type_id)
+                else:
+                    got += self.take(first + i, &type_id)
         pf_account_add(self.account, type_id, got)
         if self.account.log != NULL:
             pf_log_break(self.account.log)

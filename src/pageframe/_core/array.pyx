@@ -185,7 +185,8 @@ cdef object array_over(
     base.size = size
     base.readonly = readonly = readonly or (
         isinstance(owner, VirtualBytes) and not (<VirtualBytes>owner).writable)
-    owner.exports += 1
+    with cython.critical_section(owner):
+        owner.exports += 1
     Py_INCREF(dtype)        # PyArray_NewFromDescr() takes the reference
     array = PyArray_NewFromDescr(
         <PyTypeObject *>FrameArray, dtype, ndim, <np.npy_intp *>lengths, <np.npy_intp *>steps,
@@ -204,10 +205,13 @@ cdef class FrameBytes:
         raise TypeError("FrameBytes are had as the base of a FrameArray")
 
     def __dealloc__(self):
-        if isinstance(self.owner, USegment):
-            (<USegment>self.owner).unexport()
-        elif self.owner is not None:
-            (<VirtualBytes>self.owner).unexport()
+        if self.owner is None:
+            return
+        with cython.critical_section(self.owner):
+            if isinstance(self.owner, USegment):
+                (<USegment>self.owner).unexport()
+            else:
+                (<VirtualBytes>self.owner).unexport()
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         if self.owner is None:

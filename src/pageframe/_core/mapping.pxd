@@ -13,10 +13,10 @@ from pageframe._core.vm_space cimport VmSpace
 @cython.no_gc
 cdef class Mapping(VirtualBytes):
     """Frames one behind another in a space of their own."""
-    cdef VmSpace space          # None: dropped
+    cdef VmSpace space          # never another one, and closed with the mapping
     cdef uint64_t count         # pages
     cdef uint64_t flags         # of the entries
-    cdef bint dropped           # goes when the last view does
+    cdef bint dropped           # the space is closed when the last view goes
 
     cdef int check(self) except -1
 

@@ -42,8 +42,9 @@ cdef list handles_of(object frames):
 cdef int add(Mapping mapping, list handles) except -1:
     """Map what handles hold behind what is there; they are moved."""
     cdef VmSpace space = mapping.space
-    space.take(None, &mapping.count, space.pages, handles, mapping.flags)
-    mapping.nbytes = mapping.count << mapping.mem.a.page_shift
+    with cython.critical_section(space):
+        space.take(None, &mapping.count, space.pages, handles, mapping.flags)
+        mapping.nbytes = mapping.count << mapping.mem.a.page_shift
     return 0
 
 
@@ -223,21 +224,21 @@ cdef class Mapping(VirtualBytes):
         self.check()        # the user's code may have dropped it
         if layout.size > self.nbytes:
             raise OutOfBoundError(f"an array of {layout.size} bytes does not fit into {self.nbytes} bytes")
-        return array_over(
+        array = array_over(
             self, layout.ndim, layout.lengths, layout.strides if order == "F" else NULL, dtype, 0, False)
+        self.check()        # another thread may have dropped it before the array was a view
+        return array
 
     @cython.always_allow_keywords(False)
     @cython.critical_section
     def drop(self):
         """Unmap everything and give up the references, now; with live views, when the last goes."""
-        cdef VmSpace space = self.space
         # Not check(): like a handle's, the references can be given up whatever became of the space.
-        if self.dropped or space is None:
+        if self.dropped or self.space is None:
             raise_moved(self)
         self.dropped = True
         if self.exports == 0:
-            self.space = None
-            space.close_down()
+            self.space.close_down()
 
     @cython.critical_section
     def __getbuffer__(self, Py_buffer *buffer, int flags):
@@ -250,11 +251,9 @@ cdef class Mapping(VirtualBytes):
         self.unexport()
 
     cdef void unexport(self) noexcept:
-        cdef VmSpace space = self.space
         self.exports -= 1
-        if self.dropped and self.exports == 0 and space is not None:
-            self.space = None
-            space.close_down()
+        if self.dropped and self.exports == 0:
+            self.space.close_down()
 
     cdef FrameVec frames_of(self, uint64_t first, uint64_t count):
         return frames_at(self.space, first, count)
@@ -263,6 +262,7 @@ cdef class Mapping(VirtualBytes):
         self.check()
         return self
 
+    @cython.critical_section
     def __exit__(self, *exc_info):
         if not self.dropped:
             self.drop()

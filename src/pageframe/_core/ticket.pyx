@@ -130,7 +130,6 @@ cdef int64_t issue(
         frame = ticket_frame(&mem.a, ticket, i)
         if frame < 0:
             pf_op_end(&mem.a, my_lane(&mem.a))
-            release(mem, ticket)
             raise ArenaDamagedError(f"ticket {ticket - mem.a.tickets} was written over while it was made")
         pf_op_begin(&mem.a, my_lane(&mem.a), PF_OP_MORE, frame)
         pf_step(PF_S_ticket_count)

@@ -33,6 +33,8 @@ cdef class VmSpace:
     cdef int interval(self, object start, object stop, uint64_t *first, uint64_t *end) except -1
     cdef int take(
         self, VmCursor cursor, uint64_t *at, uint64_t stop, list handles, uint64_t flags) except -1
+    cdef int take_own(
+        self, VmCursor cursor, uint64_t *at, uint64_t stop, list handles, uint64_t flags) except -1
     cdef int check_views(self, uint64_t first, uint64_t stop, bint writable_only) except -1
     cdef RangeLock lock(self, uint64_t first, uint64_t stop, object timeout)
     cdef void unlock(self, RangeLock held) noexcept
@@ -54,7 +56,8 @@ cdef class RangeLock:
 cdef class VmCursor:
     """A place in a range of a space, which the cursor has to itself."""
     cdef readonly VmSpace space
-    cdef RangeLock held         # None: closed
+    cdef RangeLock held
+    cdef bint open
     cdef uint64_t at            # page
 
     cdef int check(self) except -1

@@ -47,7 +47,7 @@ from pageframe._core.errors import (
     AddressInUseError, ArenaDamagedError, CopyOnWriteError, FrameTypeError, NotAlignedError, NotMappedError,
     OutOfBoundError, RangeInUseError, RangeLockedError, SpaceClosedError)
 from pageframe._core.fork cimport alive, is_forking
-from pageframe._core.frame cimport Frame, clone_frame
+from pageframe._core.frame cimport Frame, UFrame, clone_frame
 from pageframe._core.handle cimport Holder, movable
 from pageframe._core.kernel_map cimport (
     blank, charge, give_up_range, hide, mappings_of, protect, reserve, show)
@@ -57,7 +57,7 @@ from pageframe._core.page_table cimport (
     ENTRY_ACCESS, ENTRY_COPY, ENTRY_EXECUTE, ENTRY_READ, ENTRY_WANTED, ENTRY_WRITE, LEVELS, add_run, collect,
     frame_of_entry, free_runs, lookup, new_nodes, next_mapped, node_stock, nodes_needed, page_run,
     release_all, release_nodes, release_runs, rewrite, run_list, span)
-from pageframe._core.segment cimport Segment, clone_range, give_up, hold_range
+from pageframe._core.segment cimport Segment, USegment, clone_range, give_up, hold_range
 from pageframe._core.slot cimport pf_slot_count
 from pageframe._core.vector cimport FrameVec, alloc_frames, empty_vec, forget_frames, hold_all
 
@@ -238,11 +238,9 @@ cdef page_run space_behind(VmSpace space, uint64_t page) noexcept:
 
 # -- handles -----------------------------------------------------------------------------------
 
-cdef int add_handle(Change change, Arena mem, object handle, uint64_t *page, uint64_t flags) except -1:
-    """Have the next pages show the frames of a handle, which must be one that can be moved."""
-    cdef uint64_t first
-    cdef Py_ssize_t i
-    cdef FrameVec vec
+cdef Holder seize(Arena mem, object handle):
+    """Take the references out of a handle, for one that no other thread knows."""
+    cdef Holder own
     if not isinstance(handle, (Frame, Segment, FrameVec)):
         raise FrameTypeError(f"UFrame, USegment and FrameVec can be mapped, not {type(handle).__name__}")
     if (<Holder>handle).mem is not mem:
@@ -250,38 +248,67 @@ cdef int add_handle(Change change, Arena mem, object handle, uint64_t *page, uin
             f"{handle!r} belongs to another arena, or to one that this process has attached to twice: "
             "its mem can map it")
     if isinstance(handle, Frame):
-        first = pf_frame_of(&mem.a, movable(handle))
+        own = UFrame.__new__(UFrame)
     elif isinstance(handle, Segment):
+        own = USegment.__new__(USegment)
+    else:
+        own = FrameVec.__new__(FrameVec)
+    own.mem = mem
+    with cython.critical_section(handle):
+        if not pf_type_flags(&mem.a, pf_slot_at(&mem.a, first_frame(handle))) & PF_UNTYPED:
+            raise FrameTypeError(f"{handle!r} is typed: only frames of an UntypedFrameMeta can be mapped")
+        move(handle, own)
+    return own
+
+
+cdef uint64_t first_frame(Holder handle) except? 0:
+    """The first frame of a handle that can be moved."""
+    if isinstance(handle, Frame):
+        return pf_frame_of(&handle.mem.a, movable(<Frame>handle))
+    if isinstance(handle, Segment):
         (<Segment>handle).check_movable()
-        first = (<Segment>handle).first
-    else:
-        vec = handle
-        vec.check()
-        first = vec.frames[0]
-    if not pf_type_flags(&mem.a, pf_slot_at(&mem.a, first)) & PF_UNTYPED:
-        raise FrameTypeError(f"{handle!r} is typed: only frames of an UntypedFrameMeta can be mapped")
-    if isinstance(handle, FrameVec):
-        for i in range(vec.count):
-            change.add(page[0] + i, 1, vec.frames[i], flags)
-        page[0] += vec.count
+        return (<Segment>handle).first
+    (<FrameVec>handle).check()
+    return (<FrameVec>handle).frames[0]
+
+
+cdef void move(Holder handle, Holder empty) noexcept:
+    """Take the references of a handle into an empty one of its class."""
+    if isinstance(handle, Frame):
+        empty.slot, handle.slot = handle.slot, NULL
     elif isinstance(handle, Segment):
-        change.add(page[0], (<Segment>handle).count, first, flags)
-        page[0] += (<Segment>handle).count
+        (<Segment>empty).first = (<Segment>handle).first
+        (<Segment>empty).count, (<Segment>handle).count = (<Segment>handle).count, 0
     else:
-        change.add(page[0], 1, first, flags)
-        page[0] += 1
+        (<FrameVec>empty).count = (<FrameVec>handle).count
+        (<FrameVec>empty).frames, (<FrameVec>handle).frames = (<FrameVec>handle).frames, NULL
+
+
+cdef int add_handle(Change change, Holder handle, uint64_t *page, uint64_t flags) except -1:
+    """Have the next pages show the frames of a handle of ours."""
+    cdef uint64_t first = first_frame(handle)
+    cdef Py_ssize_t i
+    cdef Py_ssize_t count = 1
+    if isinstance(handle, FrameVec):
+        count = (<FrameVec>handle).count
+        for i in range(count):
+            change.add(page[0] + i, 1, (<FrameVec>handle).frames[i], flags)
+    else:
+        if isinstance(handle, Segment):
+            count = (<Segment>handle).count
+        change.add(page[0], count, first, flags)
+    page[0] += count
     return 0
 
 
-cdef int forget_handle(object handle) except -1:
-    """Take the references out of a handle: they are the table's now."""
+cdef void forget_handle(Holder handle) noexcept:
+    """Take the references out of a handle of ours: they are the table's now."""
     if isinstance(handle, Frame):
-        (<Frame>handle).slot = NULL
+        handle.slot = NULL
     elif isinstance(handle, Segment):
         (<Segment>handle).count = 0
     else:
         forget_frames(handle)
-    return 0
 
 
 cdef FrameVec frames_at(VmSpace space, uint64_t first, uint64_t count):
@@ -293,16 +320,18 @@ cdef FrameVec frames_at(VmSpace space, uint64_t first, uint64_t count):
         if not lookup(&space.table, first + i, &level):
             raise NotMappedError(f"nothing is mapped at {(first + i) << space.mem.a.page_shift:#x}")
     vec = empty_vec(space.mem, count)
-    for i in range(count):
-        entry = lookup(&space.table, first + i, &level)
-        if not entry:
-            raise ArenaDamagedError("a page table was written over while it was read")
-        vec.frames[i] = frame_of_entry(entry) + ((first + i) & (span(level) - 1))
-        if pf_slot_at(&space.mem.a, vec.frames[i]).type_id != pf_slot_at(&space.mem.a, vec.frames[0]).type_id:
-            raise FrameTypeError(
-                "these frames are not of one metadata type, as those of a vector are; that of copies is "
-                "what make_writable() was told by meta")
-    hold_all(space.mem, vec.frames, count)
+    with cython.critical_section(space):
+        for i in range(count):
+            entry = lookup(&space.table, first + i, &level)
+            if not entry:       # unmapped meanwhile, by another thread
+                raise NotMappedError(f"nothing is mapped at {(first + i) << space.mem.a.page_shift:#x}")
+            vec.frames[i] = frame_of_entry(entry) + ((first + i) & (span(level) - 1))
+            if (pf_slot_at(&space.mem.a, vec.frames[i]).type_id
+                    != pf_slot_at(&space.mem.a, vec.frames[0]).type_id):
+                raise FrameTypeError(
+                    "these frames are not of one metadata type, as those of a vector are; that of copies "
+                    "is what make_writable() was told by meta")
+        hold_all(space.mem, vec.frames, count)
     vec.count = count
     return vec
 
@@ -326,19 +355,20 @@ cdef bint can_map(Arena mem) noexcept:
 
 cdef int set_up(VmSpace space, Arena mem, object pages) except -1:
     mem.file()
-    if space.mem is not None:
-        raise TypeError("this space is initialised already")
     if not can_map(mem):
         raise ValueError(
             f"the system maps pages of {sysconf(_SC_PAGESIZE)} bytes, the frames of this arena have "
             f"{1 << mem.a.page_shift}")
     if pages > span(LEVELS + 1) or pages << mem.a.page_shift >= 2 ** 64:
         raise ValueError(f"a space has {span(LEVELS + 1)} pages at the most, not {pages}")
-    reserve(&space.where, pages << mem.a.page_shift, mem.a.page_shift)
-    space.mem = mem
-    space.pages = pages
-    space.table.arena = &mem.a
-    space.locks = []
+    with cython.critical_section(space):
+        if space.mem is not None:
+            raise TypeError("this space is initialised already")
+        reserve(&space.where, pages << mem.a.page_shift, mem.a.page_shift)
+        space.locks = []
+        space.pages = pages
+        space.table.arena = &mem.a
+        space.mem = mem
     spaces[id(space)] = space
     return 0
 
@@ -496,6 +526,7 @@ cdef class VmSpace:
         cursor = VmCursor.__new__(VmCursor)
         cursor.space = self
         cursor.held = self.lock(first, end, timeout)
+        cursor.open = True
         cursor.at = first
         return cursor
 
@@ -594,11 +625,34 @@ cdef class VmSpace:
 
     cdef int take(
             self, VmCursor cursor, uint64_t *at, uint64_t stop, list handles, uint64_t flags) except -1:
-        """Map what handles hold from a page on, and go on behind it.  The handles are moved."""
-        cdef Change change = new_change(self)
-        cdef uint64_t end, used
+        """Map what handles hold from a page on, and go on behind it.  The handles are moved.
+
+        Meanwhile they are as good as moved for everybody else; if it fails they get back what
+        they held.
+        """
+        cdef Holder own
+        cdef list seized = []
         if len({id(handle) for handle in handles}) < len(handles):
             raise ValueError("a handle can be mapped once: it is given twice")
+        self.check()
+        if cursor is not None:
+            cursor.check()
+        try:
+            for handle in handles:
+                seized.append(seize(self.mem, handle))
+            self.take_own(cursor, at, stop, seized, flags)
+        except BaseException:
+            for handle, own in zip(handles, seized):
+                with cython.critical_section(handle):
+                    move(own, handle)
+            raise
+        return 0
+
+    cdef int take_own(
+            self, VmCursor cursor, uint64_t *at, uint64_t stop, list handles, uint64_t flags) except -1:
+        """Map what handles hold that no other thread knows."""
+        cdef Change change = new_change(self)
+        cdef uint64_t end, used
         while True:
             self.check()
             if cursor is not None:
@@ -606,7 +660,7 @@ cdef class VmSpace:
             change.look(at[0], at[0])
             end = change.first
             for handle in handles:
-                add_handle(change, self.mem, handle, &end, flags)
+                add_handle(change, handle, &end, flags)
             if end > stop and cursor is None:
                 raise OutOfBoundError(
                     f"{end} pages do not fit into the {stop} of which addresses were reserved: see reserve")
@@ -628,16 +682,19 @@ cdef class VmSpace:
 
     cdef int check_views(self, uint64_t first, uint64_t stop, bint writable_only) except -1:
         """Refuse to change pages that a view shows."""
-        cdef VmView view
-        cdef void *next = self.views
-        while next != NULL:
-            view = <VmView>next
-            if view.first < stop and first < view.stop and (view.writable or not writable_only):
+        cdef uint64_t view_first, view_stop
+        cdef bint writable
+        cdef void *view = self.views
+        while view != NULL:
+            # No reference is taken to what may be about to go, in another thread.
+            view_first, view_stop = (<VmView>view).first, (<VmView>view).stop
+            writable = (<VmView>view).writable
+            if view_first < stop and first < view_stop and (writable or not writable_only):
                 raise RangeInUseError(
-                    f"a {'writable ' if view.writable else ''}view of "
-                    f"{view.first << self.mem.a.page_shift:#x} .. "
-                    f"{view.stop << self.mem.a.page_shift:#x} lives: release it first")
-            next = view.next
+                    f"a {'writable ' if writable else ''}view of "
+                    f"{view_first << self.mem.a.page_shift:#x} .. "
+                    f"{view_stop << self.mem.a.page_shift:#x} lives: release it first")
+            view = (<VmView>view).next
         return 0
 
     @cython.critical_section
@@ -804,12 +861,13 @@ cdef class VmSpace:
 
     cdef int close_down(self) except -1:
         cdef RangeLock held
-        self.over = True
-        for held in self.locks:     # whoever waits finds the space closed
-            held.waiting.release()
-        self.locks.clear()
-        if self.views == NULL:
-            self.tear_down()
+        with cython.critical_section(self):
+            self.over = True
+            for held in self.locks:     # whoever waits finds the space closed
+                held.waiting.release()
+            self.locks.clear()
+            if self.views == NULL:
+                self.tear_down()
         return 0
 
     cdef void tear_down(self) noexcept:
@@ -975,11 +1033,11 @@ cdef class VmCursor:
         raise TypeError("a cursor is had from VmSpace.cursor()")
 
     def __dealloc__(self):
-        if self.held is not None and self.space is not None:
+        if self.open:
             self.space.unlock(self.held)
 
     cdef int check(self) except -1:
-        if self.held is None:
+        if not self.open:
             raise SpaceClosedError("this cursor is closed")
         self.space.check()
         return 0
@@ -1041,24 +1099,24 @@ cdef class VmCursor:
         cdef VmItem item = VmItem.__new__(VmItem)   # may run the collector, and that anything
         cdef uint64_t entry, first, stop, frame
         cdef unsigned level, shift
-        self.check()
-        if self.at == self.held.stop:
-            raise OutOfBoundError(f"the cursor is at the end of {self.range}")
         with cython.critical_section(space):
+            self.check()
+            if self.at == self.held.stop:
+                raise OutOfBoundError(f"the cursor is at the end of {self.range}")
             entry = lookup(&space.table, self.at, &level)
-        if not entry:
-            return None
-        shift = space.mem.a.page_shift
-        first = max(self.at & ~(span(level) - 1), self.held.first)
-        stop = min((self.at | (span(level) - 1)) + 1, self.held.stop)
-        frame = frame_of_entry(entry) + (first & (span(level) - 1))
+            if not entry:
+                return None
+            shift = space.mem.a.page_shift
+            first = max(self.at & ~(span(level) - 1), self.held.first)
+            stop = min((self.at | (span(level) - 1)) + 1, self.held.stop)
+            frame = frame_of_entry(entry) + (first & (span(level) - 1))
+            item.frame = (clone_frame(space.mem, frame) if level == 1
+                          else clone_range(space.mem, frame, stop - first))
         item.va = first << shift
         item.size = (stop - first) << shift
         item.level = level
         item.prop = properties[entry & ENTRY_ACCESS]
         item.copy_on_write = entry & ENTRY_COPY != 0
-        item.frame = (clone_frame(space.mem, frame) if level == 1
-                      else clone_range(space.mem, frame, stop - first))
         return item
 
     def find_next(self, nbytes=None):
@@ -1082,13 +1140,13 @@ cdef class VmCursor:
         cdef uint64_t stop, page
         if nbytes is not None:
             nbytes = as_int(nbytes)
-        self.check()
-        stop = self.held.stop if nbytes is None else self.end_of(nbytes)
         with cython.critical_section(self.space):
+            self.check()
+            stop = self.held.stop if nbytes is None else self.end_of(nbytes)
             page = next_mapped(&self.space.table, self.at, stop)
-        if page == stop:
-            return None
-        self.at = page
+            if page == stop:
+                return None
+            self.at = page
         return page << self.space.mem.a.page_shift
 
     def map(self, frames, prop=None):
@@ -1230,10 +1288,11 @@ cdef class VmCursor:
 
     def close(self):
         """Let other cursors have the range. Does nothing if the cursor is closed already."""
-        held = self.held
-        if held is not None:
-            self.held = None
-            self.space.unlock(held)
+        if self.space is not None:
+            with cython.critical_section(self.space):
+                if self.open:
+                    self.open = False
+                    self.space.unlock(self.held)
 
     def __enter__(self):
         self.check()
@@ -1243,7 +1302,7 @@ cdef class VmCursor:
         self.close()
 
     def __repr__(self):
-        if self.held is None:
+        if not self.open:
             return "<VmCursor closed>"
         shift = self.space.mem.a.page_shift
         return (f"<VmCursor at {self.at << shift:#x} in {self.held.first << shift:#x}.."
@@ -1278,7 +1337,9 @@ cdef class VmView(VirtualBytes):
 
     def __dealloc__(self):
         cdef VmSpace space = self.space
-        if space is not None:
+        if space is None:
+            return
+        with cython.critical_section(space):
             if self.next != NULL:
                 (<VmView>self.next).previous = self.previous
             if self.previous != NULL:
