@@ -17,7 +17,7 @@ tag := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("S
 build := build/$(tag)
 stamp := $(VENV)/.installed-$(tag)
 
-.PHONY: demo test protocol soak fuzz asan tsan planted bench check install clean
+.PHONY: demo test threads protocol soak fuzz asan tsan planted bench check install clean
 
 install: $(stamp)
 
@@ -34,6 +34,11 @@ demo: $(stamp)
 
 test: $(stamp)
 	$(bin)/python -m pytest tests $(ARGS)
+
+# What threads share, with an interpreter that has no lock.
+threads: $(stamp)
+	$(bin)/python -c "import sys, pageframe; assert not sys._is_gil_enabled()"
+	$(bin)/python -m pytest tests/test_thread_races.py tests/test_threads.py $(ARGS)
 
 # Processes are killed at random for so many seconds: make soak SOAK=60 SEED=1
 soak: $(stamp)

@@ -44,7 +44,7 @@ from pageframe._core.arena cimport (
 from pageframe._core.array cimport VirtualBytes, array_over, geometry, lay_out
 from pageframe._core.early import parse_size
 from pageframe._core.errors import (
-    AddressInUseError, ArenaDamagedError, CopyOnWriteError, FrameTypeError, NotAlignedError, NotMappedError,
+    AddressInUseError, CopyOnWriteError, FrameTypeError, NotAlignedError, NotMappedError,
     OutOfBoundError, RangeInUseError, RangeLockedError, SpaceClosedError)
 from pageframe._core.fork cimport alive, is_forking
 from pageframe._core.frame cimport Frame, UFrame, clone_frame
