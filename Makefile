@@ -6,9 +6,13 @@ VENV ?= .venv
 ARGS ?=
 SOAK ?= 3600
 FUZZ ?= 1000000
+LONG ?=
+SEED ?=
 
-# Whatever the tools keep for themselves goes to build/, too.
+# Whatever the tools keep for themselves goes to build/, too; compiled Python as well, since the tests
+# start hundreds of interpreters.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
+unexport PYTHONDONTWRITEBYTECODE
 export MYPY_CACHE_DIR := $(CURDIR)/build/mypy
 export RUFF_CACHE_DIR := $(CURDIR)/build/ruff
 
@@ -21,19 +25,20 @@ stamp := $(VENV)/.installed-$(tag)
 
 install: $(stamp)
 
-# An editable install: it rebuilds itself when a source file has changed.
+# An editable install: it rebuilds itself when a source file has changed, by the ninja that it finds now.
 $(stamp): pyproject.toml meson.build
 	$(PYTHON) -m venv $(VENV)
 	$(bin)/python -m pip install --quiet --upgrade pip
 	$(bin)/python -m pip install --quiet --group build --group dev
-	$(bin)/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=$(build) --editable '.[plot,top]'
+	PATH="$(CURDIR)/$(bin):$$PATH" $(bin)/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=$(build) --editable '.[plot,top]'
 	touch $@
 
 demo: $(stamp)
 	$(bin)/pageframe demo --picture build/arena.png $(ARGS)
 
+# make test LONG=10 has the tests that draw at random do ten times as much; SEED repeats such a run.
 test: $(stamp)
-	$(bin)/python -m pytest tests $(ARGS)
+	PAGEFRAME_TEST_LONG=$(LONG) PAGEFRAME_TEST_SEED=$(SEED) $(bin)/python -m pytest tests $(ARGS)
 
 # What threads share, with an interpreter that has no lock.
 threads: $(stamp)

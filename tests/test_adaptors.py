@@ -7,7 +7,6 @@
 import csv
 import gc
 import io
-import os
 import pickle
 import random
 import subprocess
@@ -23,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 import pageframe as pf
+from amount import LONG, chosen_seed
 from pageframe.adaptors import Adaptor, LimitAdaptor, LogAdaptor, StatisticsAdaptor
 from processes import LIMIT, Forked, run_program, shared_arena, unique_name
 from types_for_tests import Dropped, Node, Page, Raw
@@ -1028,19 +1028,20 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_adaptors_agree_with_a_model_over_random_operations(tmp_path):
-    examples = int(os.environ.get("PAGEFRAME_TEST_EXAMPLES", "0"))
-    chosen = random.SystemRandom().randrange(2**32) if examples else 1
-    print(f"seed {chosen}")
+    number = chosen_seed()
     REACHED.clear()
     Machine.path = tmp_path / "log"
-    machine = seed(chosen)(Machine)
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples or 120,
-            stateful_step_count=50,
-            phases=(Phase.generate,),
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    # What is drawn depends on which modules are there, too; so there are more rounds if need be.
+    for more in range(10):
+        run_state_machine_as_test(
+            seed(number + more)(Machine),
+            settings=settings(
+                max_examples=50 * LONG,
+                stateful_step_count=50,
+                phases=(Phase.generate,),
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+        if set(REACHED) >= STATES:
+            break
     assert set(REACHED) >= STATES, STATES - set(REACHED)

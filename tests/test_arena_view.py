@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import pageframe
+from amount import LONG, chosen_seed
 from other_processes import ArenaFile, Child, file_of, run, unique_name
 from pageframe import (
     REF_COUNT_UNUSED,
@@ -42,7 +43,7 @@ from pageframe import (
 from types_for_tests import Node, Page
 
 MIB = 1 << 20
-SEED = int(os.environ.get("PAGEFRAME_TEST_SEED", "20261"))
+SEED = chosen_seed(20261)
 
 
 class Linked(Link, FrameMeta):
@@ -320,7 +321,7 @@ def blocks_of(free):
 
 def test_figures_are_those_of_a_plain_count():
     reached = Counter()
-    for number in range(200):
+    for number in range(60 * LONG):
         print(f"PAGEFRAME_TEST_SEED={SEED}, round {number}")
         compare_figures(random.Random(f"{SEED} {number}"), reached)
     states = (

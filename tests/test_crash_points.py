@@ -8,36 +8,54 @@ The package is built with a hook in every such place (step.h, tests/steps/build.
 through the operations (tests/steps/scenarios.py) and is killed at the first and at the last pass of
 each step; a survivor checks what is left (tests/steps/server.py, check.py).  Deterministic.
 
-``PAGEFRAME_TEST_PASSES=20`` kills at more passes of each step.
+``make test LONG=10`` kills at more passes of each step.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from amount import LONG
 from steps.build import build, environment, step_names, used_names
 from steps.scenarios import MAPPED
 
-PASSES = int(os.environ.get("PAGEFRAME_TEST_PASSES", "2"))
+PASSES = 2 * LONG
 SERVER = Path(__file__).with_name("steps") / "server.py"
 SECONDS = 150 * PASSES  # for all
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Return what became of every run."""
-    command = [sys.executable, "-S", str(SERVER), str(tmp_path_factory.mktemp("steps")), str(PASSES)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=SECONDS, env=environment(build()), check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    """Return what became of every run; two servers share the scenarios, since many wait for a process."""
+    options = {
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "env": environment(build()),
+    }
+    end = time.monotonic() + SECONDS
+    runs = []
+    with ExitStack() as stack:
+        servers = []
+        for part in ("0", "1"):
+            folder = tmp_path_factory.mktemp("steps")
+            command = [sys.executable, "-S", SERVER, folder, str(PASSES), part, "2"]
+            servers.append(stack.enter_context(subprocess.Popen(command, **options)))
+            stack.callback(servers[-1].kill)
+        with ThreadPoolExecutor(len(servers)) as pool:
+            told = list(pool.map(lambda server: server.communicate(timeout=end - time.monotonic()), servers))
+        for server, (output, errors) in zip(servers, told, strict=True):
+            assert server.returncode == 0, errors
+            runs += [json.loads(line) for line in output.splitlines()]
+    return runs
 
 
 def killed_at(runs):

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from amount import LONG, chosen_seed
+
 CAMPAIGN = Path(__file__).with_name("steps") / "campaign.py"
-SEED = int(os.environ.get("PAGEFRAME_TEST_SEED", "20260"))
-KILLS = 80
-SECONDS = 240  # for all of them
+SEED = chosen_seed(20260)
+KILLS = 60 * LONG
+SECONDS = 240 * LONG  # for all of them
 
 RARE = [
     "killed inside an operation",

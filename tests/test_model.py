@@ -8,15 +8,10 @@ Every rule does the same to an arena and to the model, succeeding or failing as 
 says; after each, `model.check` compares all of the arena with the model.  The arenas are
 small, so that frames run out, runs break and paddrs collide.
 
-The normal run is always the same. For another one::
-
-    PAGEFRAME_TEST_EXAMPLES=1000 pytest tests/test_model.py     # prints the seed that repeats it
-    PAGEFRAME_TEST_EXAMPLES=1000 PAGEFRAME_TEST_SEED=7 pytest tests/test_model.py
+amount.py says how to run it for longer.
 """
 
 import itertools
-import os
-import random
 import sys
 from collections import Counter
 from typing import Any, ClassVar
@@ -34,6 +29,7 @@ from hypothesis.stateful import (
 )
 
 import pageframe as pf
+from amount import LONG, chosen_seed
 from model import RESERVED, SHARED, UNIQUE, UNUSED, Arena, Holder, Model, Ref, View, check, check_stats
 
 REACHED: Counter[str] = Counter()
@@ -1803,25 +1799,17 @@ STATES = {
     "bad allocator: TypeError",
 }
 
-EXAMPLES = os.environ.get("PAGEFRAME_TEST_EXAMPLES")
-SEED = os.environ.get("PAGEFRAME_TEST_SEED")
 RAN: set[str] = set()
 
 
 def run(variant, more=0):
-    """Run the machine of one variant; the seed is fixed unless the environment says otherwise.
-
-    It is ``more`` greater where a variant runs again.
-    """
+    """Run the machine of one variant; its seed is ``more`` greater where a variant runs again."""
     machine = type("Machine", (Machine,), VARIANTS[variant])
-    number = int(SEED) if SEED else random.SystemRandom().randrange(2**32) if EXAMPLES else 1
     RAN.add(variant)
-    if SEED or EXAMPLES:
-        print(f"{variant}: PAGEFRAME_TEST_SEED={number}")
     run_state_machine_as_test(
-        seed(number + more)(machine),
+        seed(chosen_seed() + more)(machine),
         settings=settings(
-            max_examples=int(EXAMPLES or 150),
+            max_examples=40 * LONG,
             stateful_step_count=60,
             deadline=None,
             database=None,

@@ -14,7 +14,6 @@ a precondition: what is drawn must not depend on it.
 
 import os
 import pickle
-import random
 from collections import Counter
 from itertools import pairwise
 
@@ -29,6 +28,7 @@ from hypothesis.stateful import (
 )
 
 import pageframe as pf
+from amount import LONG, chosen_seed
 from processes import unique_name
 from types_for_tests import Node, Raw
 
@@ -323,20 +323,14 @@ def handle_client(handle, clients):
     return next(client for client in clients if handle.mem is client)
 
 
-EXAMPLES = os.environ.get("PAGEFRAME_TEST_EXAMPLES")
-SEED = os.environ.get("PAGEFRAME_TEST_SEED")
-
-
 def test_clients_and_messages_agree_with_the_model_and_rare_states_are_reached():
-    number = int(SEED) if SEED else random.SystemRandom().randrange(2**32) if EXAMPLES else 1
-    if SEED or EXAMPLES:
-        print(f"PAGEFRAME_TEST_SEED={number}")
+    number = chosen_seed()
     # What is drawn depends on which modules are there, too; so there are more rounds if need be.
     for more in range(10):
         run_state_machine_as_test(
             seed(number + more)(Machine),
             settings=settings(
-                max_examples=int(EXAMPLES or 400),
+                max_examples=150 * LONG,
                 stateful_step_count=50,
                 deadline=None,
                 database=None,

@@ -20,13 +20,14 @@ from contextlib import ExitStack
 import pytest
 
 import pageframe as pf
+from amount import LONG, chosen_seed
 from processes import Forked, shared_arena
 
 PAGE = 4096
 SPAN = 512  # pages of an entry of level 2
-ROUNDS = 25
+ROUNDS = 10 * LONG
 WORKERS = 3
-SEED = int(os.environ.get("PAGEFRAME_TEST_SEED", "20261"))
+SEED = chosen_seed(20261)
 RO, RW = pf.PageProperty(write=False), pf.PageProperty()
 
 

@@ -36,6 +36,7 @@ from hypothesis.stateful import (
 )
 
 import pageframe as pf
+from amount import LONG, chosen_seed
 from processes import unique_name
 from types_for_tests import Node, Raw
 
@@ -1582,23 +1583,17 @@ def test_a_cursor_that_only_the_collector_finds_ends_quietly_with_its_space(mem)
     assert pf.map_budget() == before
 
 
-EXAMPLES = os.environ.get("PAGEFRAME_TEST_EXAMPLES")
-SEED = os.environ.get("PAGEFRAME_TEST_SEED")
-
-
-@pytest.mark.parametrize("machine", [Machine, SharedMachine], ids=["private", "shared"])
-def test_spaces_and_mappings_agree_with_the_model_and_rare_states_are_reached(machine):
-    number = int(SEED) if SEED else random.SystemRandom().randrange(2**32) if EXAMPLES else 1
-    if SEED or EXAMPLES:
-        print(f"PAGEFRAME_TEST_SEED={number}")
+def test_spaces_and_mappings_agree_with_the_model_and_rare_states_are_reached():
+    number = chosen_seed()
     gc.collect()
     REACHED.clear()
-    # What is drawn depends on which modules are there, too; so there are more rounds if need be.
-    for more in range(10):
+    # Private and shared arenas take turns.  What is drawn depends on which modules are there, too;
+    # so there are more rounds if need be.
+    for more in range(40):
         run_state_machine_as_test(
-            seed(number + more)(machine),
+            seed(number + more)((Machine, SharedMachine)[more % 2]),
             settings=settings(
-                max_examples=int(EXAMPLES or 25),
+                max_examples=10 * LONG,
                 stateful_step_count=50,
                 deadline=None,
                 database=None,
@@ -1608,6 +1603,6 @@ def test_spaces_and_mappings_agree_with_the_model_and_rare_states_are_reached(ma
             ),
         )
         missing = STATES - {name for name in STATES if REACHED[name]}
-        if not missing:
+        if more > 0 and not missing:
             break
     assert not missing, f"never reached: {sorted(missing)}"

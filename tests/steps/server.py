@@ -4,7 +4,7 @@
 
 """Kills a victim at every step that every scenario passes, and lets a survivor check what is left.
 
-Run with ``python -S server.py FOLDER PASSES`` against a build with steps (build.py); prints one
+Run with ``python -S server.py FOLDER PASSES PART PARTS`` against a build with steps (build.py); prints one
 JSON object a line.  Every run is two processes forked from this one, or more: the survivor makes an
 arena and forks the victim.
 """
@@ -36,9 +36,10 @@ SECONDS = 30  # until a process that hangs is ended
 
 
 def main() -> None:
-    folder, passes = Path(sys.argv[1]), int(sys.argv[2])
+    folder = Path(sys.argv[1])
+    passes, part, parts = map(int, sys.argv[2:])
     steps = Steps(folder / "steps")
-    for name in SCENARIOS:
+    for name in list(SCENARIOS)[part::parts]:
         whole = apart(folder, steps, name, None, 0)
         print(json.dumps(whole), flush=True)
         for step, count in whole.get("passed", {}).items():
