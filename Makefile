@@ -21,7 +21,7 @@ tag := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("S
 build := build/$(tag)
 stamp := $(VENV)/.installed-$(tag)
 
-.PHONY: demo test threads protocol soak fuzz asan tsan planted bench check install clean
+.PHONY: demo test threads protocol soak coverage fuzz asan tsan planted bench check install clean
 
 install: $(stamp)
 
@@ -69,6 +69,11 @@ tsan: $(stamp)
 
 planted: $(stamp)
 	$(bin)/python -m pytest tests/sanitized/planted.py $(ARGS)
+
+# Which lines of Python, Cython and C the tests run: make coverage ARGS=tests/test_frame.py
+coverage: $(stamp)
+	$(bin)/python -m pip install --quiet --group coverage
+	$(bin)/python tests/covered/measure.py -- $(or $(ARGS),tests)
 
 bench: $(stamp)
 	$(bin)/python -m pytest bench $(ARGS)
