@@ -1830,7 +1830,7 @@ def test_all_rare_states_were_reached():
     for variant in VARIANTS.keys() - RAN:
         run(variant)
     # What is drawn depends on which modules are there, too; so there are more rounds if need be.
-    for more in range(1, 20):
+    for more in range(1, 75):
         if REACHED.keys() >= STATES:
             break
         run(list(VARIANTS)[more % len(VARIANTS)], more)

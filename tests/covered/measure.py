@@ -93,7 +93,9 @@ def run_tests(home: Path, arguments: list[str]) -> int:
     watched = ["-m", "coverage", "run", f"--rcfile={BUILD / 'coveragerc'}"]
     return run(
         home / "bin" / "python", *watched, "-m", "pytest", *arguments, check=False,
-        LD_PRELOAD=str(BUILD / "flush.so"), GCOV_ERROR_FILE=os.devnull, PAGEFRAME_TEST_STEPS=str(site_of(home)),
+        LD_PRELOAD=str(BUILD / "flush.so"),
+        GCOV_ERROR_FILE=os.devnull,  # some tests run a process that must not write files
+        PAGEFRAME_TEST_STEPS=str(site_of(home)),
     )  # fmt: skip
 
 
@@ -188,14 +190,12 @@ Place = tuple[str, str, str]  # a file of the core, a function, and the text of 
 
 def function_of(text: list[str], number: int) -> str:
     """Return the name of the function, with its class, that a line stands in."""
-    names, depth = [], indent_of(text[number - 1])
+    names, depth = [], indent_of(text[number - 1]) + 1
     for line in reversed(text[:number]):
-        if line.strip() and indent_of(line) <= depth and BEGINS.match(line.strip()):
-            head = re.match(r"[^=(:]*?(\w+)\s*[(:]", line.strip())
-            if head and (not names or indent_of(line) < depth):
+        if line.strip() and line.strip() != "}" and indent_of(line) < depth:
+            depth = indent_of(line)
+            if head := BEGINS.match(line.strip()) and re.match(r"[^=(:]*?(\w+)\s*[(:]", line.strip()):
                 names.append(head[1])
-        if line.strip() and (indent_of(line) < depth or names):
-            depth = min(depth, indent_of(line))
     return ".".join(reversed(names)) or "module"
 
 
