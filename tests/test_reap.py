@@ -6,6 +6,7 @@
 
 import os
 import pickle
+import signal
 import time
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from pageframe import (
     Frame,
     OutOfFramesError,
     PhysicalMemory,
+    Segment,
     UntypedFrameMeta,
     u64,
 )
 from pageframe._core import backing
+from processes import Forked
 from types_for_tests import Dropped, Node, Page
 
 MIB = 1 << 20
@@ -498,6 +501,60 @@ def test_audit_repairs_nothing_while_an_operation_is_in_progress(mem, name):
         file.set_lane(0, 5, "op", 0)
         assert mem.audit(repair=True).repaired
     assert frame.reference_count == 1
+
+
+def test_an_audit_in_which_a_client_has_left_is_not_called_quiet():
+    with PhysicalMemory.create("256 MiB", clients=8) as mem:
+        frames = Segment.from_unused(mem, mem.max_paddr - 9 * 4096, mem.max_paddr)  # judged last
+        with Forked(audit_on_and_on, mem) as auditor:
+            auditor.hear()
+            for _ in range(20):
+                with Forked(leave, mem, frames) as other:
+                    other.hear()
+                    os.kill(auditor.pid, signal.SIGSTOP)  # within an audit, most of the times
+                    os.waitpid(auditor.pid, os.WUNTRACED)
+                    other.say("leave")
+                    other.result()
+                    os.kill(auditor.pid, signal.SIGCONT)
+            auditor.say("enough")
+            assert auditor.result() > 0
+        frames.drop()
+
+
+def audit_on_and_on(conn, mem):
+    """Audit until told to end; return how many audits were quiet."""
+    quiet = 0
+    conn.send("begins")
+    while not quiet or not conn.poll():
+        report = mem.audit()
+        assert report.damaged == () or not report.quiet, report
+        quiet += report.quiet
+    return quiet
+
+
+def leave(conn, mem, frames):
+    conn.send("has done nothing yet")
+    conn.recv()
+    frames.drop()
+    mem.close()
+
+
+def test_one_audit_repairs_at_a_time(mem, name):
+    other = PhysicalMemory.attach(name)
+    found = []
+
+    class Audited(UntypedFrameMeta):
+        def on_drop(self, reader):
+            found.append(other.audit(repair=True))
+
+    frame = mem.alloc_frame(Audited)
+    with ArenaFile(mem, file_of(name)) as file:
+        file.set_ledger(0, frame.start_paddr, 0)
+        frame.into_raw()
+        assert mem.audit(repair=True).repaired
+    assert [report.repaired for report in found] == [False]
+    assert other.audit(repair=True).repaired
+    other.close()
 
 
 def test_audit_counts_the_clients_that_nobody_has_reaped(mem, name):
