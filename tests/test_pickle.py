@@ -4,6 +4,7 @@
 
 """Pickled handles: exactly one reference however a message fares."""
 
+import contextlib
 import copy
 import copyreg
 import gc
@@ -14,6 +15,7 @@ import random
 import signal
 import struct
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -689,3 +691,41 @@ def test_multiprocessing_carries_handles_both_ways(shared, carrier):
             queue.close()
             if carrier != "SimpleQueue":
                 queue.join_thread()
+
+
+# -- messages that expire at once ---------------------------------------------------------------
+
+
+def serial_of(mem, data):
+    """The serial number of the ticket of a pickled frame."""
+    low, high = struct.unpack_from("=IB", data, data.index(bytes.fromhex(mem.id)) + 40)
+    return high << 32 | low
+
+
+def send_on_and_on(conn, mem, frame):
+    """Send until told to end; return the serial numbers."""
+    serials = set()
+    conn.send("begins")
+    while not conn.poll():
+        for _ in range(100):
+            with contextlib.suppress(pf.TicketsFullError):
+                serials.add(serial_of(mem, pickle.dumps(frame)))
+    return serials
+
+
+def test_a_message_names_its_own_ticket_though_that_expires_and_another_takes_its_place():
+    with shared_arena(tickets=1, ticket_ttl=0) as mem, mem.alloc_frame() as frame:
+        mine = []
+        with Forked(send_on_and_on, mem, frame) as other:
+            other.hear()
+            for _ in range(1000):
+                os.kill(other.pid, signal.SIGSTOP)
+                os.waitpid(other.pid, os.WUNTRACED)
+                with contextlib.suppress(pf.TicketsFullError):
+                    mine.append(serial_of(mem, pickle.dumps(frame)))
+                os.kill(other.pid, signal.SIGCONT)
+                time.sleep(0.0003)
+            other.say("enough")
+            theirs = other.result()
+        assert len(mine) > 100
+        assert not theirs & set(mine)

@@ -53,6 +53,7 @@ from pageframe._core.reap cimport give_back_all, reap as reap_dead, reaped
 from pageframe._core.segment cimport alloc_segment
 from pageframe._core.slot cimport (
     PF_MAX, PF_UNIQUE, PF_UNUSED, pf_load_relaxed_u32, pf_slot, pf_store_release_u32)
+from pageframe._core.ticket cimport TICKET_BITS
 from pageframe._core.traces cimport track
 from pageframe._core.user_allocator import FrameAllocator
 from pageframe._core.vector cimport alloc_frames
@@ -295,7 +296,7 @@ cdef class PhysicalMemory(ArenaView):
         frames = size // page
         clients = in_range("clients", clients, 1, 4096)
         tickets = (max(64, min(4096, frames // 4)) if tickets is None
-                   else in_range("tickets", tickets, 1, 1 << 20))
+                   else in_range("tickets", tickets, 1, 1 << TICKET_BITS))
         if not 0 <= ticket_ttl < 2.0 ** 32:
             raise ValueError(f"ticket_ttl must be in 0 .. 2**32 seconds, not {ticket_ttl}")
         covered = cover(regions, size, page)

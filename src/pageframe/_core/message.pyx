@@ -45,7 +45,7 @@ from pageframe._core.meta cimport TYPE_TICKET_PAGE, know_types
 from pageframe._core.page_property import PageProperty
 from pageframe._core.segment cimport Segment, USegment, make_segment
 from pageframe._core.segment cimport give_up as give_up_run
-from pageframe._core.ticket cimport issue, list_pages, new_ticket, redeem, release, serial_of
+from pageframe._core.ticket cimport TICKET_BITS, issue, list_pages, new_ticket, redeem, release
 from pageframe._core.vector cimport FrameVec, empty_vec
 
 cdef enum:
@@ -106,9 +106,9 @@ cdef bytes pack(
     cdef bytes packed
     message.kind = kind
     memcpy(message.arena, mem.a.header.id, sizeof(message.arena))
-    message.ticket = ticket
-    message.serial = serial_of(mem.a.tickets[ticket].word) & 0xFFFFFFFF
-    message.serial_high = serial_of(mem.a.tickets[ticket].word) >> 32
+    message.ticket = ticket & ((1 << TICKET_BITS) - 1)
+    message.serial = (ticket >> TICKET_BITS) & 0xFFFFFFFF
+    message.serial_high = ticket >> (TICKET_BITS + 32)
     message.first = first
     message.count = count
     message.generations = generations

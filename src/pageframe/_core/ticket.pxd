@@ -13,6 +13,9 @@ cdef enum ticket_state:
     TICKET_REDEEMING    # the owner is taking the references over
     TICKET_RELEASING    # the owner is giving them up
 
+cdef enum:
+    TICKET_BITS = 20    # of a ticket's number in the table
+
 cdef inline ticket_state state_of(uint64_t word) noexcept nogil:
     return <ticket_state>(word & 0xFF)
 

@@ -109,12 +109,16 @@ cdef pf_ticket *new_ticket(Arena mem) except NULL:
 
 cdef int64_t issue(
         Arena mem, pf_ticket *ticket, uint64_t first, uint64_t count, uint64_t listed) except -1:
-    """Make a ticket hold frames that this client holds; returns its number in the table.
+    """Make a ticket hold frames that this client holds.
+
+    Returns its serial number and, below that, TICKET_BITS of its number in the table: who
+    asks for the serial number later may find that of another, if this one has expired.
 
     The frames are ``first .. first + count - 1``; or, if listed is not 0, that many
     frames from first on list them.  No other code runs meanwhile.
     """
     cdef uint64_t time = pf_now()
+    cdef uint64_t serial = serial_of(ticket.word)
     cdef uint64_t i
     cdef int64_t frame
     pf_step(PF_S_ticket_fill)
@@ -142,8 +146,8 @@ cdef int64_t issue(
     pf_note(&mem.a, PF_EVENT_SEND, ticket_frame(&mem.a, ticket, listed))
     pf_step(PF_S_ticket_live)
     # Release pairs with the acquire of the loader's compare-and-swap.
-    pf_store_release_u64(&ticket.word, word_of(serial_of(ticket.word), 0, TICKET_LIVE))
-    return ticket - mem.a.tickets
+    pf_store_release_u64(&ticket.word, word_of(serial, 0, TICKET_LIVE))
+    return serial << TICKET_BITS | <uint64_t>(ticket - mem.a.tickets)
 
 
 cdef bint redeem(
