@@ -45,9 +45,10 @@ threads: $(stamp)
 	$(bin)/python -c "import sys, pageframe; assert not sys._is_gil_enabled()"
 	$(bin)/python -m pytest tests/test_thread_races.py tests/test_threads.py $(ARGS)
 
-# Processes are killed at random for so many seconds: make soak SOAK=60 SEED=1
+# Processes are killed at random for so many seconds: make soak SOAK=60 SEED=1; the report is build/soak.json.
 soak: $(stamp)
-	PYTHONPATH=tests OPENBLAS_NUM_THREADS=1 $(bin)/python tests/steps/campaign.py --seed $(or $(SEED),$$(date +%s)) --seconds $(SOAK) $(ARGS)
+	PYTHONPATH=tests OPENBLAS_NUM_THREADS=1 $(bin)/python tests/steps/campaign.py --seed $(or $(SEED),$$(date +%s)) --seconds $(SOAK) \
+		--report build/soak.json $(ARGS)
 
 # Every interleaving of the small processes of tests/protocol.
 protocol: $(stamp)

@@ -4,12 +4,14 @@
 
 """Processes share an arena and are killed at random moments.
 
-A director makes an arena and forks workers.  Each worker draws its operations from a seeded
-generator and keeps a plain list of what it holds; some fork children, which go on with what
-they were given.  At random moments the director kills one or two of them, has the others pause
-and say what they hold, and checks (check.py) that nothing is lost, wrong or left over.
+A director makes an arena and forks workers (worker.py), some of which fork children.  At random
+moments it kills one or two of them, stops one for a while, has the others pause and say what they
+hold, and checks (check.py) that nothing is lost, wrong or left over.  After ten kills the round
+is over, all workers end, and the next round begins with another arena.
 
-Run as ``python campaign.py --seed 1 --kills 40``, or ``--seconds 3600``; prints the counters.
+Run as ``python campaign.py --seed 1 --kills 40``, or ``--seconds 3600``.  Round i of a run is the
+first round of a run with seed + i.  Prints how often it came to each state, and writes a report
+in JSON; fails if anything was wrong, and a run of an hour also if a state was never met.
 """
 
 import argparse
@@ -18,9 +20,9 @@ import ctypes
 import faulthandler
 import gc
 import json
-import mmap
 import os
 import pickle
+import platform
 import random
 import select
 import signal
@@ -29,513 +31,150 @@ import sys
 import tempfile
 import time
 import traceback
+import uuid
+import warnings
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from pageframe import (
-    AddressInUseError,
-    CopyOnWriteError,
-    FrameGoneError,
-    FrameInUseError,
-    LinkedList,
-    OutOfBoundError,
-    OutOfFramesError,
-    PageProperty,
+    ArenaView,
+    FrameMeta,
     PhysicalMemory,
-    SpaceClosedError,
-    TicketsFullError,
-    UntypedFrameMeta,
-    VmSpace,
-    u64,
+    ReapReport,
+    WriteAfterReleaseWarning,
+    atomic_u64,
 )
 from steps import patterns
 from steps.check import check_all_free_frames_work, check_dropped_once, check_repaired
-from steps.patterns import (
-    Holding,
-    Life,
-    Node,
-    Page,
-    Told,
-    make,
-    make_segment,
-    make_unique,
-    make_vector,
-    new_number,
+from steps.patterns import Node, Told, make, make_segment, make_unique, make_vector
+from steps.worker import (
+    COUNTED,
+    END,
+    MET,
+    OPERATIONS,
+    PAGE,
+    PLACES,
+    SECONDS,
+    WORKERS,
+    Board,
+    Worker,
+    late_type,
+    no_room_for_child,
 )
 
-WORKERS = 3
-PAGE = 4096
-PAGES = 24  # of an address space
-NODES = 4  # of its page table, once something is mapped
-PLACES = 2 * WORKERS  # each worker may have one child
 TTL = 0.15  # seconds that a message holds its frames
-SECONDS = 15  # until a process that does not answer is given up
 KILLS_A_ROUND = 10
-END = -1  # instead of the number of a pause: workers are to end
+WHOLE = 3500  # seconds of a run that must come to every state
+FAILURES = 5  # after which a run gives up
+SAMPLES = 100  # of the director's own size
 
-OPERATIONS = [
-    "allocate", "run", "vector", "clone", "part", "drop", "unique", "repurpose", "share", "push", "pop",
-    "raw", "view", "send", "receive", "load_again", "check", "exhaust", "fork", "reap", "late",
-    "map", "unmap", "protect", "snapshot", "make_writable", "mapping", "append", "ring",
-]  # fmt: skip
-COUNTED = [
-    *OPERATIONS, "out of frames", "messages lost", "messages loaded late", "message gone",
-    "tickets full", "not alone", "messages loaded", "children", "pages unmapped", "pages copied",
-    "spaces of children", "spaces without a table",
-]  # fmt: skip
-# What the director knows of a worker, whatever becomes of it.
-FIELDS = ["pid", "inside", "uniques", "lists", "views", "shared", "mapped", "forking", *COUNTED]
 RARE = [
-    "killed inside an operation", "killed between operations", "killed with unique frames",
+    "killed between operations", "killed inside an operation", "killed with unique frames",
     "killed with lists", "killed with views of dropped frames", "killed while sharing frames",
-    "killed with mapped frames", "killed while forking", "killed parents whose child lived on",
-    "killed children of workers", "two killed at once", "killed with messages in flight",
-    "messages expired", "orphans", "adopted", "frames in doubt", "held too long", "kept frames stolen",
-    "reaped by a worker",
+    "killed with mapped frames", "killed with threads", "killed parents whose child lived on",
+    "killed children of workers", "killed while stopped", "killed before it had reaped the dead",
+    "two killed at once", "killed with messages in flight", "messages expired", "orphans", "adopted",
+    "kept frames stolen", "stopped inside an operation",
+    "stopped while messages expired", "audits met an operation that stood still", "workers outside the arena",
+    "arenas in a memfd", "arenas with a name", "arenas on a full file system", "poisoned arenas",
+    "traced arenas", "events of the dead read",
 ]  # fmt: skip
+KILLED_IN = [f"killed in {name}" for name in OPERATIONS]
+STATES = [*RARE, *MET, *KILLED_IN, *OPERATIONS]
 
 
-class Board:
-    """Memory that the director shares with all workers."""
+class Tally(FrameMeta):
+    """Counts in one field what all processes do."""
 
-    def __init__(self) -> None:
-        self.page = mmap.mmap(-1, 8 * (1 + PLACES * len(FIELDS)))
-        words = np.frombuffer(self.page, np.int64)
-        self.pause = words[:1]
-        self.table = words[1:].reshape(PLACES, len(FIELDS))
-
-    def get(self, place: int, field: str) -> int:
-        return int(self.table[place, FIELDS.index(field)])
-
-    def set(self, place: int, field: str, value: int) -> None:
-        self.table[place, FIELDS.index(field)] = value
-
-    def add(self, place: int, field: str) -> None:
-        self.table[place, FIELDS.index(field)] += 1
-
-    def pids(self) -> dict[int, int]:
-        """Return the processes that are at work: pid -> place."""
-        return {self.get(place, "pid"): place for place in range(PLACES) if self.get(place, "pid")}
-
-
-class Viewed(Holding):
-    """A view of a frame whose handle was dropped."""
-
-    alone = False
-
-    def check(self) -> None:
-        life = self.lives[0]
-        assert self.handle == patterns.pattern(life.paddr, life.generation, life.number)
-
-
-class Mapped(Holding):
-    """An address space, a mapping or a ring, and which life each of its pages shows."""
-
-    alone = False
-
-    def __init__(self, handle, pages: dict[int, Life]) -> None:
-        self.handle, self.pages = handle, pages
-
-    @property
-    def lives(self) -> list[Life]:
-        return list(self.pages.values())
-
-    def usable(self) -> bool:
-        """Whether this process had frames for a page table when it was forked."""
-        try:
-            return self.handle.kernel_mappings > 0
-        except SpaceClosedError:
-            return False
-
-    def nodes(self) -> int:
-        """How many frames of page table it takes."""
-        return NODES if self.pages and self.usable() else 0
-
-    def check(self) -> None:
-        if not self.usable():
-            return
-        if not isinstance(self.handle, VmSpace):
-            with memoryview(self.handle) as view:
-                assert len(view) == PAGE * len(self.pages)
-                for page, life in self.pages.items():
-                    self.check_page(life, view[page * PAGE : (page + 1) * PAGE])
-            return
-        for page, life in self.pages.items():
-            with self.handle.view(page * PAGE, (page + 1) * PAGE) as view:
-                self.check_page(life, view)
-        with self.handle.cursor() as cursor:
-            found = []
-            while cursor.find_next() is not None:
-                found.append(cursor.virt_addr // PAGE)
-                if found[-1] == PAGES - 1:
-                    break
-                cursor.jump((found[-1] + 1) * PAGE)
-        assert found == sorted(self.pages), (found, self.pages)
-
-    @staticmethod
-    def check_page(life: Life, view) -> None:
-        with view:
-            assert view == patterns.pattern(life.paddr, life.generation, life.number), vars(life)
-
-
-def late_type():
-    """Define a type that other processes have not, unless they do the same."""
-
-    class Late(UntypedFrameMeta):
-        number: u64
-
-        def on_drop(self, reader):
-            Told.on_drop(self, reader)
-
-    return Late
-
-
-class Worker:
-    def __init__(self, campaign: "Round", place: int, seed: int, held: list[Holding]) -> None:
-        self.campaign, self.mem, self.board = campaign, campaign.mem, campaign.board
-        self.place = place
-        self.rng = random.Random(seed)
-        self.held = [holding for holding in held if not holding.alone]
-        self.last = None  # a message that was loaded already
-        self.child = 0
-        self.board.set(place, "pid", os.getpid())
-        if place >= WORKERS:
-            for one in self.held:
-                if isinstance(one, Mapped):
-                    self.board.add(place, "spaces of children" if one.usable() else "spaces without a table")
-
-    def main(self) -> None:
-        """Work until told to end; what goes wrong is told to the director."""
-        try:
-            while not self.campaign.ending():
-                if self.board.pause[0] > 0:
-                    self.report()
-                self.work()
-            self.finish()
-        except BaseException:
-            self.tell("error", traceback.format_exc())
-            os._exit(1)
-        os._exit(0)
-
-    def tell(self, *what) -> None:
-        self.campaign.reports[1].send(pickle.dumps(what))
-
-    def work(self) -> None:
-        """Do one operation."""
-        name = self.rng.choice(OPERATIONS if len(self.held) < 30 else ["drop", "drop", "send", "check"])
-        self.note()
-        self.board.set(self.place, "inside", 1)
-        try:
-            getattr(self, name)()
-            self.board.add(self.place, name)
-        except OutOfFramesError:
-            self.board.add(self.place, "out of frames")
-        except TicketsFullError:
-            self.board.add(self.place, "tickets full")
-        self.board.set(self.place, "inside", 0)
-
-    def note(self) -> None:
-        """Let the director know what we hold, should we be killed."""
-        for field, kind in (("uniques", "UniqueFrame"), ("lists", "LinkedList"), ("views", "memoryview")):
-            self.board.set(self.place, field, sum(type(h.handle).__name__ == kind for h in self.held))
-        self.board.set(self.place, "shared", sum(not h.alone for h in self.held))
-        self.board.set(self.place, "mapped", sum(len(h.pages) for h in self.held if isinstance(h, Mapped)))
-
-    def report(self) -> None:
-        """Check what we hold, say what it is, and wait until we may go on."""
-        for holding in self.held:
-            holding.check()
-        alone = [life.paddr for h in self.held if h.alone for life in h.lives]
-        spaces = [h for h in self.held if isinstance(h, Mapped)]
-        mapped = dict(patterns.references([h for h in spaces if h.usable()]))
-        nodes = sum(h.nodes() for h in spaces)
-        pause = int(self.board.pause[0])
-        held = dict(patterns.references(self.held))
-        self.tell("holds", pause, os.getpid(), held, alone, mapped, nodes)
-        while self.board.pause[0] == pause:
-            time.sleep(0.001)
-
-    def finish(self) -> None:
-        """Drop everything, as an ordinary process that ends."""
-        self.wait_for_child()
-        while self.held:
-            self.drop()
-        self.mem.close()
-
-    def wait_for_child(self) -> None:
-        if self.child:
-            os.waitpid(self.child, 0)
-            self.child = 0
-
-    def some(self, *kinds: str) -> Holding | None:
-        found = [h for h in self.held if type(h.handle).__name__ in kinds]
-        return self.rng.choice(found) if found else None
-
-    # -- operations ----------------------------------------------------------------------------
-
-    def allocate(self) -> None:
-        self.held.append(make(self.mem, self.rng.choice([Page, Node, Told])))
-
-    def run(self) -> None:
-        self.held.append(make_segment(self.mem, self.rng.randint(1, 9), self.rng.choice([Page, Told])))
-
-    def vector(self) -> None:
-        self.held.append(make_vector(self.mem, self.rng.randint(1, 9), self.rng.choice([Page, Node])))
-
-    def late(self) -> None:
-        number = new_number()
-        frame = self.mem.alloc_frame(self.campaign.late()(number=number))
-        self.held.append(Holding(frame, [Life.begin(frame, number)]))
-
-    def clone(self) -> None:
-        if one := self.some("Frame", "UFrame", "Segment", "USegment", "FrameVec"):
-            self.held.append(Holding(one.handle.clone(), one.lives))
-
-    def part(self) -> None:
-        if one := self.some("USegment", "Segment", "FrameVec"):
-            start = self.rng.randrange(len(one.lives))
-            stop = self.rng.randint(start + 1, len(one.lives))
-            self.held.append(Holding(one.handle[start:stop], one.lives[start:stop]))
-
-    def drop(self) -> None:
-        if self.held:
-            one = self.held.pop(self.rng.randrange(len(self.held)))
-            one.check()
-            if isinstance(one, Viewed):
-                one.handle.release()
-            elif isinstance(one.handle, VmSpace):
-                one.handle.close()
-            else:
-                one.handle.drop()
-
-    def unique(self) -> None:
-        one = self.some("UFrame", "Frame")
-        if one is None:
-            self.held.append(make_unique(self.mem))
-            return
-        try:
-            one.handle = one.handle.try_unique()
-        except FrameInUseError:
-            self.board.add(self.place, "not alone")
-
-    def repurpose(self) -> None:
-        if one := self.some("UniqueFrame"):
-            number = new_number()
-            one.handle = one.handle.repurpose(self.rng.choice([Page, Told])(number=number))
-            one.lives = [Life.begin(one.handle, number)]
-
-    def share(self) -> None:
-        if one := self.some("UniqueFrame"):
-            one.handle = one.handle.share()
-
-    def push(self) -> None:
-        items = self.some("LinkedList")
-        if items is None:
-            items = Holding(LinkedList(self.mem, Page), [])
-            self.held.append(items)
-        for _ in range(2):
-            one = make_unique(self.mem)
-            if self.rng.random() < 0.5:
-                items.handle.push_back(one.handle)
-                items.lives = items.lives + one.lives
-            else:
-                items.handle.push_front(one.handle)
-                items.lives = one.lives + items.lives
-
-    def pop(self) -> None:
-        items = self.some("LinkedList")
-        if items and items.lives:
-            self.held.append(Holding(items.handle.pop_front(), items.lives[:1]))
-            items.lives = items.lives[1:]
-            items.handle.cursor_back().move_to_front()
-            items.lives = items.lives[-1:] + items.lives[:-1]
-
-    def raw(self) -> None:
-        if one := self.some("UFrame", "Frame", "UniqueFrame"):
-            kind = type(one.handle)
-            one.handle = kind.from_raw(self.mem, one.handle.into_raw())
-
-    def view(self) -> None:
-        if one := self.some("UFrame"):
-            self.held.remove(one)
-            view = memoryview(one.handle)
-            one.handle.drop()
-            self.held.append(Viewed(view, one.lives))
-
-    def untyped(self) -> Holding | None:
-        one = self.some("UFrame", "USegment", "FrameVec")
-        return None if one is None or one.lives[0].typed else one
-
-    def space(self) -> Mapped | None:
-        one = self.some("VmSpace")
-        return one if one is not None and one.usable() else None
-
-    def map(self) -> None:
-        one = self.untyped()
-        if one is None:
-            return
-        space = self.space()
-        if space is None or self.rng.random() < 0.2:
-            space = Mapped(VmSpace(self.mem, PAGES * PAGE), {})
-            self.held.append(space)
-        page = self.rng.randrange(PAGES)
-        with (
-            space.handle.cursor(page * PAGE) as cursor,
-            contextlib.suppress(AddressInUseError, OutOfBoundError),
-        ):
-            cursor.map(one.handle.clone(), PageProperty(write=self.rng.random() < 0.7))
-            space.pages.update(enumerate(one.lives, page))
-
-    def unmap(self) -> None:
-        if space := self.space():
-            first = self.rng.randrange(PAGES)
-            stop = self.rng.randint(first + 1, PAGES)
-            with space.handle.cursor(first * PAGE) as cursor:
-                gone = cursor.unmap((stop - first) * PAGE)
-            here = [page for page in space.pages if first <= page < stop]
-            assert gone == len(here)
-            for page in here:
-                del space.pages[page]
-                self.board.add(self.place, "pages unmapped")
-
-    def protect(self) -> None:
-        if space := self.space():
-            with space.handle.cursor() as cursor, contextlib.suppress(CopyOnWriteError):
-                cursor.jump(self.rng.randrange(PAGES) * PAGE)
-                rest = PAGES - cursor.virt_addr // PAGE
-                cursor.protect(self.rng.randint(1, rest) * PAGE, PageProperty(write=self.rng.random() < 0.5))
-
-    def snapshot(self) -> None:
-        if space := self.space():
-            self.held.append(Mapped(space.handle.fork(), dict(space.pages)))
-
-    def make_writable(self) -> None:
-        if space := self.space():
-            copied = space.handle.make_writable(meta=Page)
-            for page, life in space.pages.items():
-                with space.handle.cursor(page * PAGE) as cursor:
-                    frame = cursor.query().frame
-                if frame.start_paddr != life.paddr:
-                    space.pages[page] = Life.begin(frame, 0)
-                    copied -= 1
-                    self.board.add(self.place, "pages copied")
-            assert copied == 0
-
-    def mapping(self) -> None:
-        if one := self.untyped():
-            mapping = self.mem.map(one.handle.clone(), reserve=PAGES * PAGE)
-            self.held.append(Mapped(mapping, dict(enumerate(one.lives))))
-
-    def append(self) -> None:
-        mapping, one = self.some("Mapping"), self.untyped()
-        if mapping and one and mapping.usable():
-            with contextlib.suppress(OutOfBoundError):
-                mapping.handle.append(one.handle.clone())
-                mapping.pages.update(enumerate(one.lives, len(mapping.pages)))
-
-    def ring(self) -> None:
-        ring = self.mem.ring(2 * PAGE)
-        lives = [Life.begin(frame, new_number()) for frame in ring.frames[:2]]
-        self.held.append(Mapped(ring, dict(enumerate(2 * lives))))
-
-    def send(self) -> None:
-        one = self.some("Frame", "UFrame", "Segment", "USegment", "FrameVec")
-        if one is None:
-            return
-        message = pickle.dumps((pickle.dumps(one.handle), [vars(life) for life in one.lives]))
-        try:
-            self.rng.choice(self.campaign.inboxes)[1].send(message)
-        except BlockingIOError:
-            self.board.add(self.place, "messages lost")
-        if self.rng.random() < 0.7:
-            self.held.remove(one)
-            one.handle.drop()
-
-    def receive(self) -> None:
-        try:
-            message = self.campaign.inboxes[self.place][0].recv(1 << 16)
-        except BlockingIOError:
-            return
-        self.load(message)
-
-    def load_again(self) -> None:
-        if self.last is not None:
-            self.load(self.last)
-
-    def load(self, message: bytes) -> None:
-        data, lives = pickle.loads(message)
-        again = message == self.last
-        self.last = message
-        try:
-            handle = pickle.loads(data)
-        except FrameGoneError:
-            self.board.add(self.place, "message gone")
-            return
-        self.board.add(self.place, "messages loaded")
-        if again:
-            self.board.add(self.place, "messages loaded late")
-        one = Holding(handle, [Life(**life) for life in lives])
-        self.held.append(one)
-        one.check()
-
-    def check(self) -> None:
-        if self.held:
-            self.rng.choice(self.held).check()
-
-    def exhaust(self) -> None:
-        frames = self.mem.alloc_frames(max(1, self.mem.free_frames), zeroed=False)
-        with contextlib.suppress(OutOfFramesError):
-            self.mem.alloc_frame().drop()
-        frames.drop()
-
-    def reap(self) -> None:
-        self.campaign.worker_reaped(self.mem.reap())
-
-    def fork(self) -> None:
-        place = self.place + WORKERS
-        if self.place >= WORKERS or self.board.get(place, "pid"):
-            return
-        self.wait_for_child()
-        self.board.set(place, "forking", 1)
-        seed = self.rng.randrange(2**32)
-        pid = os.fork()
-        if pid == 0:
-            signal.alarm(4 * SECONDS)
-            self.board.set(self.place + WORKERS, "forking", 0)
-            Worker(self.campaign, place, seed, self.held).main()
-        self.child = pid
-        self.board.add(self.place, "children")
-        self.board.set(place, "pid", pid)
+    total: atomic_u64
 
 
 class Round:
     """One arena with its workers, from the director's side."""
 
-    def __init__(self, rng: random.Random, folder: Path, counters: Counter) -> None:
-        self.rng, self.counters = rng, counters
+    def __init__(self, seed: int, folder: Path, small: Path | None, counters: Counter) -> None:
+        self.rng = random.Random(seed)
+        self.counters = counters
         self.board = Board()
+        self.director = os.getpid()
         self.log = folder / "log"
         self.log.write_bytes(b"")
         Told.log = os.open(self.log, os.O_WRONLY | os.O_APPEND)
-        self.mem = PhysicalMemory.create("3 MiB", clients=16, tickets=128, ticket_ttl=TTL)
+        self.mem = self.create(small)
+        tally = self.mem.alloc_frame(Tally)
+        self.tally = tally.start_paddr
         self.held = [
+            patterns.Holding(tally, [patterns.Life.begin(tally, 0)]),
             make(self.mem),
             make_segment(self.mem, 4),
             make_vector(self.mem, 4),
             make(self.mem, Node),
+            make(self.mem, Told),
+            make_unique(self.mem),
         ]
-        self.held += [make(self.mem, Told), make_unique(self.mem)]
+        self.counted = 0  # of the tally, by those that have gone
+        self.cut = 0  # workers that were killed as they counted
+        self.killed = 0
+        self.threads = 0  # of those that were killed since the last check
         self.reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.inboxes = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(PLACES)]
         for pair in self.inboxes:
+            pair[1].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)  # so that messages are lost
             for end in pair:
                 end.setblocking(False)
         self.late_class = None
         self.pauses = 0
         self.nodes = 0  # of the page tables of all workers, as they have said
         self.mapped: dict[int, Counter] = {}  # by them: pid -> paddr -> mappings
+        self.outside: set[int] = set()  # those that are no clients just now
+
+    def create(self, small: Path | None) -> PhysicalMemory:
+        """Make an arena of one kind or another."""
+        debug = self.rng.choice(["", "", "poison", "trace", "poison,trace"])
+        kind = self.rng.choice(
+            ["a memfd", "a memfd", "a name"] + ["a full file system"] * (small is not None)
+        )
+        where = {}
+        self.name = self.path = None
+        if kind == "a name":
+            self.name = where["name"] = f"soak-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        elif kind == "a full file system":
+            self.path = where["path"] = small / "arena"
+            (small / "ballast").unlink(missing_ok=True)
+        self.count(f"arenas {'with' if self.name else 'in' if kind == 'a memfd' else 'on'} {kind}")
+        self.count("poisoned arenas", "poison" in debug)
+        self.count("traced arenas", "trace" in debug)
+        os.environ["PAGEFRAME_DEBUG"] = debug
+        clients = 3 * WORKERS if self.path else self.rng.choice([WORKERS + 3, 3 * WORKERS])
+        mem = PhysicalMemory.create(
+            f"{self.rng.choice([3, 4, 8])} MiB",
+            **where,
+            clients=clients,
+            tickets=self.rng.choice([16, 128]),
+            ticket_ttl=TTL,
+        )
+        if self.path:
+            # For as many ledgers as there are workers, and a few more.
+            areas = next(size for name, _, size in mem.layout if name == "areas")
+            leave_room(small, (WORKERS + 2) * areas // clients)
+        self.id = mem.id
+        self.what = f"an arena of {mem.size >> 20} MiB in {kind}, debug {debug!r}"
+        return mem
+
+    # What workers call
+
+    def attach(self) -> PhysicalMemory:
+        if self.name or self.path:
+            return PhysicalMemory.attach(self.name, path=self.path)
+        return PhysicalMemory.attach(id=self.id)
+
+    def view(self) -> ArenaView:
+        if self.name or self.path:
+            return ArenaView(self.name, path=self.path)
+        return ArenaView(id=self.id)
 
     def late(self):
         """The type that the director comes to know last."""
@@ -546,22 +185,27 @@ class Round:
     def ending(self) -> bool:
         return self.board.pause[0] == END
 
-    def worker_reaped(self, report) -> None:
-        if report.clients:
-            self.reports[1].send(pickle.dumps(("reaped", len(report.clients))))
+    def director_lives(self) -> bool:
+        try:
+            os.kill(self.director, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
-    def play(self, kills: int) -> None:
+    # What the director does
+
+    def play(self) -> None:
         """Let workers work and kill them."""
         try:
-            done = 0
-            while done < kills:
+            while self.killed < KILLS_A_ROUND:
                 for place in range(WORKERS):
                     if not self.board.get(place, "pid"):
                         self.start(place)
-                time.sleep(self.rng.uniform(0.0, 0.03))
-                killed = self.kill()
-                done += killed
-                self.check_after(killed)
+                time.sleep(self.rng.uniform(0.0, 0.05))
+                if self.rng.random() < 0.25:
+                    self.stop()
+                self.kill()
+                self.check_after()
                 self.board.pause[0] = 0
             self.finish()
         finally:
@@ -569,65 +213,120 @@ class Round:
             for pid in set(self.board.pids()) | set(orphans()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+                wait_until_dead(pid)
             reap_children()
-            os.close(Told.log)
             for pair in (self.reports, *self.inboxes):
                 for end in pair:
                     end.close()
 
     def start(self, place: int) -> None:
+        """Start a worker, which comes to the board itself, unless it finds no room in the arena."""
         seed = self.rng.randrange(2**32)
-        pid = os.fork()
-        if pid == 0:
-            signal.alarm(4 * SECONDS)
-            Worker(self, place, seed, self.held).main()
-        self.board.set(place, "pid", pid)
+        if os.fork() == 0:
+            Worker(self, place).main(seed, self.held, False)
 
-    def kill(self) -> int:
-        """Kill one or two workers; return how many."""
-        found = self.board.pids()
-        number = 2 if self.rng.random() < 0.2 and len(found) > 1 else 1
-        victims = self.rng.sample(sorted(found), number)
+    def stop(self) -> None:
+        """Stop a worker while others work and reap, and messages expire under it."""
+        pid = self.choose()
+        if not pid:
+            return
+        halt(pid)
+        inside = self.board.operations(self.board.pids()[pid])
+        self.count("stopped inside an operation", bool(inside))
+        end = time.monotonic() + 1.2 * TTL
+        gone = 0
+        while time.monotonic() < end:
+            report = self.reap()
+            assert pid not in {client.pid for client in report.clients}, f"{pid} was reaped alive"
+            gone += report.tickets
+            report = self.mem.audit(repair=self.rng.random() < 0.5)
+            assert report.damaged == () or not report.quiet, report
+            self.count("audits met an operation that stood still", bool(inside) and not report.quiet)
+            time.sleep(TTL / 8)
+        self.count("stopped while messages expired", gone)
+        if self.rng.random() < 0.2:
+            self.end([pid])
+            self.count("killed while stopped")
+        else:
+            os.kill(pid, signal.SIGCONT)
+
+    def choose(self, *operations: str) -> int:
+        """Choose a worker, perhaps one that is stopped as it does something; return its pid, or 0."""
+        rarest = sorted(OPERATIONS, key=lambda name: self.counters[f"killed in {name}"])[:8]
+        wanted = self.rng.choice(operations or rarest)
+        if operations or self.rng.random() < 0.7:
+            end = time.monotonic() + 0.3
+            while time.monotonic() < end:
+                for pid, place in self.board.doing(wanted):
+                    halt(pid)
+                    if wanted in self.board.operations(place):
+                        return pid
+                    os.kill(pid, signal.SIGCONT)
+                time.sleep(0.0001)
+        found = sorted(self.board.pids())
+        return self.rng.choice(found) if found else 0
+
+    def kill(self) -> None:
+        """Kill one worker, or two."""
         tickets = self.mem.audit().tickets
+        victims = {self.choose()} if self.rng.random() < 0.7 else {self.choose(), self.choose()}
+        victims.discard(0)
+        self.count("killed with messages in flight", tickets > 0 and bool(victims))
+        self.count("two killed at once", len(victims) == 2)
+        self.end(sorted(victims))
+        if victims and self.rng.random() < 0.3:  # who reaps them is killed, too
+            reaper = self.choose("reap", "audit")
+            reaping = {"reap", "audit"} & set(self.end([reaper] if reaper else []))
+            left = {client.pid for client in self.mem.clients}
+            self.count("killed before it had reaped the dead", bool(reaping and victims & left))
+
+    def end(self, victims: list[int]) -> list[str]:
+        """Kill workers; return what they were doing."""
+        found = self.board.pids()
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
         for pid in victims:
             wait_until_dead(pid)
+        doing = []
         for pid in victims:
             place = found[pid]
-            inside = self.board.get(place, "inside")
+            inside = self.board.operations(place)
+            doing += inside
+            self.cut += "tally" in inside
             self.count("killed inside an operation" if inside else "killed between operations")
-            for state, field in (
-                ("killed with unique frames", "uniques"),
-                ("killed with lists", "lists"),
-                ("killed with views of dropped frames", "views"),
-                ("killed while sharing frames", "shared"),
-                ("killed with mapped frames", "mapped"),
+            for name in inside:
+                self.count(f"killed in {name}")
+            for state, field, least in (
+                ("killed with unique frames", "uniques", 1),
+                ("killed with lists", "lists", 1),
+                ("killed with views of dropped frames", "views", 1),
+                ("killed while sharing frames", "shared", 1),
+                ("killed with mapped frames", "mapped", 1),
+                ("killed with threads", "hands", 2),
             ):
-                self.count(state, self.board.get(place, field) > 0)
+                self.count(state, self.board.get(place, field) >= least)
             child = self.board.get(place + WORKERS, "pid") if place < WORKERS else 0
             self.count("killed parents whose child lived on", bool(child) and child not in victims)
             self.count("killed children of workers", place >= WORKERS)
-            if place < WORKERS:
-                self.count("killed while forking", self.board.get(place + WORKERS, "forking"))
-        self.count("two killed at once", number == 2)
-        self.count("killed with messages in flight", tickets > 0)
+            self.threads += self.board.get(place, "hands")
+            self.killed += 1
+            if "trace" in self.mem.debug:
+                self.count("events of the dead read", len(self.mem.events(pid)) > 0)
         reap_children()
         for pid in victims:
             self.forget(found[pid], pid)
-        return number
+        return doing
 
     def forget(self, place: int, pid: int) -> None:
         """Add up what a worker has counted, and free its place."""
         for name in COUNTED:
             self.counters[name] += self.board.get(place, name)
+        self.counted += self.board.get(place, "tally")
         if self.board.get(place, "pid") == pid:
             self.board.table[place] = 0
-            if place < WORKERS:
-                self.board.set(place + WORKERS, "forking", 0)
 
-    def count(self, state: str, really: int = True) -> None:
-        self.counters[state] += int(really)
+    def count(self, state: str, number: int = True) -> None:
+        self.counters[state] += int(number)
 
     def gather(self) -> tuple[dict[int, Counter], set[int]]:
         """Have all workers pause and say what they hold."""
@@ -637,33 +336,36 @@ class Round:
         alone: set[int] = set()
         self.nodes = 0
         self.mapped = {}
-        deadline = time.monotonic() + SECONDS
+        self.outside = set()
+        patience = Patience()
         self.reports[0].settimeout(0.02)
         # A child is looked for among the processes first: in the other order one that came to the
         # board in between would be missed.
-        while set(orphans()) - set(self.board.pids()) or set(self.board.pids()) - set(held):
-            if time.monotonic() > deadline:
-                silent = set(self.board.pids()) - set(held)
-                raise AssertionError(f"workers {silent} do not answer: {[state_of(pid) for pid in silent]}")
-            with contextlib.suppress(TimeoutError):
+        while (young := set(orphans()) - set(self.board.pids())) or set(self.board.pids()) - set(held):
+            try:
                 self.hear(held, alone)
+            except TimeoutError:
+                silent = set(self.board.pids()) - set(held)
+                assert all(state_of(pid)[0] != "Z" for pid in silent), f"one of {silent} is gone"
+                patience.check(young | silent)
         return held, alone
 
     def hear(self, held: dict[int, Counter], alone: set[int]) -> None:
         kind, *rest = pickle.loads(self.reports[0].recv(1 << 20))
         if kind == "error":
             raise AssertionError(f"a worker failed:\n{rest[0]}")
-        if kind == "reaped":
-            self.count("reaped by a worker", rest[0])
-        elif rest[0] == self.board.pause[0]:
-            _, pid, references, owned, mapped, nodes = rest
+        if rest[0] == self.board.pause[0]:
+            _, pid, references, owned, mapped, nodes, attached = rest
             held[pid] = Counter(references)
             self.mapped[pid] = Counter(mapped)
             self.nodes += nodes
             alone |= set(owned)
+            if not attached:
+                self.outside.add(pid)
+                self.count("workers outside the arena")
 
-    def check_after(self, killed: int) -> None:
-        """Reap, and check all that must hold after so many were killed."""
+    def check_after(self) -> None:
+        """Reap, and check all that must hold after some were killed."""
         held, alone = self.gather()
         self.reap()
         mine = patterns.references(self.held)
@@ -671,13 +373,18 @@ class Round:
             holding.check()
         held[os.getpid()] = mine
         alone |= {life.paddr for holding in self.held if holding.alone for life in holding.lives}
-        assert {client.pid for client in self.mem.clients} == set(held), (self.mem.clients, held)
+        assert {client.pid for client in self.mem.clients} == set(held) - self.outside, (
+            self.mem.clients,
+            held,
+            self.outside,
+        )
         total = sum(held.values(), Counter())
         report = self.mem.audit()
         assert report.quiet, report
         assert report.damaged == (), report
         wrong = len(report.leaked) + len(report.miscounted)
-        assert wrong <= killed, f"{wrong} frames held too long by {killed}: {report}"
+        assert wrong <= self.threads, f"{wrong} frames held too long by {self.threads} threads: {report}"
+        self.threads = 0
         self.count("held too long", wrong)
         counts = self.mem.slots["count"]
         for paddr in total:
@@ -687,7 +394,7 @@ class Round:
             by = {holder.pid: holder.mappings for holder in holders if holder.mappings}
             assert by == {pid: m[paddr] for pid, m in self.mapped.items() if m[paddr]}, f"{paddr:#x}: {by}"
             if paddr not in alone:
-                assert total[paddr] <= counts[paddr // 4096] < 2**62, f"{paddr:#x} is freed too early"
+                assert total[paddr] <= counts[paddr // PAGE] < 2**62, f"{paddr:#x} is freed too early"
         if self.rng.random() < 0.4:
             time.sleep(TTL)  # so that all messages expire
             self.reap()
@@ -707,16 +414,18 @@ class Round:
 
     def fill(self) -> None:
         """Allocate all there is, also what the lanes of others keep."""
-        kept = self.mem.free_frames - free_bits(self.mem)
+        bits = np.unpackbits(self.mem.bitfield.view(np.uint8), bitorder="little")
+        kept = self.mem.free_frames - int((bits[: self.mem.total_frames] == 0).sum())
         check_all_free_frames_work(self.mem)
         self.count("kept frames stolen", kept > 1)  # one may be our own
 
-    def reap(self) -> None:
+    def reap(self) -> ReapReport:
         report = self.mem.reap()
         self.counters["messages expired"] += report.tickets
         self.counters["orphans"] += report.orphans
         self.counters["adopted"] += report.adopted
         self.counters["frames in doubt"] += report.in_doubt
+        return report
 
     def finish(self) -> None:
         """Let the workers end; then nobody but us holds anything."""
@@ -739,11 +448,51 @@ class Round:
         assert report.clean, report
         check_repaired(self.mem, self.held)
         check_all_free_frames_work(self.mem)
+        total = int(self.held[0].handle.meta.total)
+        assert self.counted <= total <= self.counted + self.cut, (self.counted, total, self.cut)
         for holding in self.held:
             holding.handle.drop()
         assert self.mem.used_frames == 0
         check_dropped_once(self.log)
         self.mem.close()
+        assert self.path is None or not self.path.exists()
+
+
+def halt(pid: int) -> None:
+    """Stop a process."""
+    os.kill(pid, signal.SIGSTOP)
+    patience = Patience()
+    while state_of(pid)[0] not in "TZ":
+        patience.check([pid])
+        time.sleep(0.0001)
+
+
+class Patience:
+    """Gives processes up that sleep and do nothing for long; those that wait for a processor it waits for."""
+
+    def __init__(self) -> None:
+        self.seen, self.since = None, time.monotonic()
+
+    def check(self, pids) -> None:
+        """Raise if nothing has moved for too long."""
+        seen = {pid: state_of(pid) for pid in pids}
+        if seen != self.seen or any(state[0] in "RD" for state in seen.values()):
+            self.seen, self.since = seen, time.monotonic()
+        if time.monotonic() - self.since > SECONDS:
+            for pid in seen:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGUSR1)  # prints where it is
+            time.sleep(0.5)
+            raise AssertionError(f"nothing moves: {seen}")
+
+
+def state_of(pid: int) -> tuple[str, str]:
+    """Return the state of a process by one letter, and its processor time; Z if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "Z", ""
+    return fields[0], f"{fields[11]}+{fields[12]}"
 
 
 def wait_until_dead(pid: int) -> None:
@@ -755,19 +504,11 @@ def wait_until_dead(pid: int) -> None:
     try:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        assert poll.poll(1000 * SECONDS), f"process {pid} does not end"
+        patience = Patience()
+        while not poll.poll(100):
+            patience.check([pid])
     finally:
         os.close(fd)
-
-
-def state_of(pid: int) -> str:
-    """Say what a process is doing, which prints where it is, too."""
-    with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGUSR1)
-        time.sleep(0.2)
-        folder = Path(f"/proc/{pid}")
-        return f"{pid}: {(folder / 'stat').read_text().split()[2]} {(folder / 'wchan').read_text()}"
-    return f"{pid}: gone"
 
 
 def orphans() -> list[int]:
@@ -783,22 +524,110 @@ def reap_children() -> None:
             pass
 
 
-def free_bits(mem) -> int:
-    """Count the free bits: frames that no lane keeps."""
-    [(paddr, size)] = [(paddr, size) for name, paddr, size in mem.layout if name == "bits"]
-    for fd in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            if str(fd.readlink()).startswith("/memfd:pageframe-"):
-                with fd.open("rb") as file:
-                    file.seek(paddr)
-                    return sum(byte.bit_count() for byte in bytes(0xFF ^ b for b in file.read(size)))
-    raise AssertionError("the arena has no file")
+# -- the run -----------------------------------------------------------------------------------
+
+libc = ctypes.CDLL(None, use_errno=True)
 
 
-def become_subreaper() -> None:
-    """Let what our children leave behind become our children."""
-    if ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0) != 0:  # PR_SET_CHILD_SUBREAPER
-        raise OSError(ctypes.get_errno(), "prctl")
+def call(name: str, *arguments) -> None:
+    """Call a function of the C library that returns 0 if all went well."""
+    if getattr(libc, name)(*arguments) != 0:
+        raise OSError(ctypes.get_errno(), name)
+
+
+@contextlib.contextmanager
+def small_file_system(folder: Path):
+    """Mount a small file system for ourselves alone; None if the machine does not let us."""
+    small = folder / "small"
+    small.mkdir()
+    try:
+        if os.geteuid() == 0:
+            call("unshare", 0x20000)  # CLONE_NEWNS
+        else:
+            user, group = os.geteuid(), os.getegid()
+            call("unshare", 0x10020000)  # and CLONE_NEWUSER
+            for file, text in (
+                ("setgroups", "deny"),
+                ("uid_map", f"0 {user} 1"),
+                ("gid_map", f"0 {group} 1"),
+            ):
+                Path("/proc/self", file).write_text(text)
+        call("mount", b"none", b"/", None, 0x44000, None)  # MS_REC | MS_PRIVATE
+        call("mount", b"none", bytes(small), b"tmpfs", 0, b"size=24m,mode=700")
+    except OSError as error:
+        print(f"no small file system here: {error}", file=sys.stderr)
+        yield None
+        return
+    try:
+        yield small
+    finally:
+        call("umount2", bytes(small), 2)  # MNT_DETACH
+
+
+def leave_room(folder: Path, size: int) -> None:
+    """Fill a file system up to so many bytes."""
+    with (folder / "ballast").open("wb") as file:
+        room = os.statvfs(folder)
+        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_bsize - size)
+
+
+def size_of_ourselves() -> dict[str, int]:
+    """How much the director takes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    with Path("/proc/self/maps").open() as maps:
+        mappings = sum(1 for _ in maps)
+    return {
+        "rss": pages * os.sysconf("SC_PAGE_SIZE"),
+        "descriptors": len(os.listdir("/proc/self/fd")) - 1,  # noqa: PTH208
+        "mappings": mappings,
+    }
+
+
+def ended(signum: int, frame) -> None:
+    """End as if the program did, so that all that was started is ended, too."""
+    raise SystemExit(128 + signum)
+
+
+def run(options, folder: Path, counters: Counter) -> tuple[list[dict], list[dict]]:
+    """Play rounds until there were enough; return what failed, and how large we were."""
+    failures, samples = [], []
+    begin = time.monotonic()
+    rounds = kills = 0
+    with small_file_system(folder) as small:
+        counters["small file systems"] = small is not None
+        while kills < options.kills or time.monotonic() - begin < options.seconds:
+            game = None
+            try:
+                game = Round(options.seed + rounds, folder, small, counters)
+                game.play()
+            except Exception:
+                repeat = f"--seed {options.seed + rounds} --kills 1"
+                what = game.what if game else "the arena could not be made"
+                failures.append(
+                    {"round": rounds, "repeat": repeat, "arena": what, "error": traceback.format_exc()}
+                )
+                print(
+                    f"round {rounds} failed; again: {repeat}; {what}\n{failures[-1]['error']}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                if len(failures) == FAILURES:
+                    break
+            kills += game.killed if game else 0
+            del game
+            gc.collect()
+            os.close(Told.log)  # not before: what is held still is dropped with the arena
+            rounds += 1
+            spent = time.monotonic() - begin
+            samples.append({"seconds": round(spent, 1), **size_of_ourselves()})
+            if options.seconds and rounds % 20 == 0:
+                print(
+                    f"{rounds} rounds, {kills} kills, {max(0, options.seconds - spent):.0f} s to go",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    counters["rounds"], counters["kills"] = rounds, kills
+    return failures, samples
 
 
 def main() -> int:
@@ -806,29 +635,57 @@ def main() -> int:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--kills", type=int, default=0, help="kills, or 0: until the time is over")
     parser.add_argument("--seconds", type=float, default=0)
+    parser.add_argument("--report", type=Path, help="where to write what was found, as JSON")
     options = parser.parse_args()
-    become_subreaper()
+    call("prctl", 36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what our children leave becomes ours
+    signal.signal(signal.SIGTERM, ended)
+    sys.unraisablehook = lambda what: no_room_for_child(what) or sys.__unraisablehook__(what)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
+    warnings.simplefilter("error", WriteAfterReleaseWarning)
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
-    rng = random.Random(options.seed)
     counters: Counter = Counter()
-    kills = 0
-    end = time.monotonic() + options.seconds
+    begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        while kills < options.kills or time.monotonic() < end:
-            Round(rng, Path(folder), counters).play(KILLS_A_ROUND)
-            gc.collect()
-            kills += KILLS_A_ROUND
-            counters["rounds"] += 1
-            if options.seconds and counters["rounds"] % 20 == 0:
-                print(
-                    f"{kills} kills, {max(0, end - time.monotonic()):.0f} s to go",
-                    file=sys.stderr,
-                    flush=True,
-                )
-    print(json.dumps({name: counters[name] for name in ("rounds", *RARE, *COUNTED)}, indent=1))
-    return 0
+        failures, samples = run(options, Path(folder), counters)
+    seconds = time.monotonic() - begin
+    never = [state for state in STATES if counters[state] == 0]
+    if not counters["small file systems"]:
+        never = [state for state in never if "file system" not in state]
+    grown = samples[-1]["descriptors"] - samples[0]["descriptors"]
+    if grown > 0:
+        failures.append({"error": f"the director has {grown} descriptors more than after the first round"})
+    report = {
+        "version": version("pageframe"),
+        "machine": {
+            "python": sys.version,
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cores": len(os.sched_getaffinity(0)),
+        },
+        "seed": options.seed,
+        "seconds": round(seconds, 1),
+        "processes": {"workers": WORKERS, "with children": PLACES},
+        "rounds": counters["rounds"],
+        "kills": counters["kills"],
+        "killed": {
+            name: counters[name] for name in (*RARE, *KILLED_IN) if name.startswith(("killed", "two"))
+        },
+        "operations": {name: counters[name] for name in OPERATIONS},
+        "states": {name: counters[name] for name in STATES},
+        "never": never,
+        "failures": failures,
+        "director": samples[:: max(1, len(samples) // SAMPLES)],
+    }
+    if options.report:
+        options.report.parent.mkdir(parents=True, exist_ok=True)
+        options.report.write_text(json.dumps(report, indent=1) + "\n")
+    for name in ("rounds", "kills", *STATES):
+        print(f"{counters[name]:>12,}  {name}")
+    print(f"{seconds:.0f} s, {len(failures)} failures; the director: {samples[0]} .. {samples[-1]}")
+    if never:
+        print(f"never met: {', '.join(never)}")
+    return int(bool(failures) or (bool(never) and options.seconds >= WHOLE))
 
 
 if __name__ == "__main__":
