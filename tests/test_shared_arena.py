@@ -994,3 +994,15 @@ def test_the_registry_refuses_more_types_than_it_has_room_for_in_every_process(n
         with pytest.raises(pageframe.FrameTypeError, match="its 64 types already"):
             mem.alloc_frame(Page)
         assert mem.audit().clean
+
+
+def test_memory_that_was_set_aside_for_a_client_stays_when_it_leaves(name):
+    """Somebody who has seen it there a moment ago may be about to read it, and there may be no other."""
+    with PhysicalMemory.create(64 * MIB, name) as mem:
+        PhysicalMemory.attach(name).close()
+        there = file_of(name).stat().st_blocks
+        for _ in range(3):
+            with PhysicalMemory.attach(name) as other:
+                other.alloc_frames(1000).drop()
+            assert file_of(name).stat().st_blocks >= there
+        assert mem.audit().clean

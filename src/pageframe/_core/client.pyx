@@ -152,7 +152,9 @@ cdef int use_place(Arena mem, int fd, uint32_t client) except -1:
 cdef int free_place(Arena mem, uint32_t client) except -1:
     """Free a place that is locked and whose client holds nothing any more.
 
-    The lanes stay, and with them the numbers of their operations, which only grow.
+    The lanes stay, and with them the numbers of their operations, which only grow; others
+    may read them at any time.  So does what the file system has set aside: it could be gone
+    when somebody reads there who has found the place in use a moment ago.
     """
     cdef pf_lane *lanes = pf_lanes_of(&mem.a, client)
     cdef uint64_t size = mem.a.area_size - (PF_RINGS_SIZE if mem.a.debug & PF_TRACE else 0)
@@ -160,7 +162,8 @@ cdef int free_place(Arena mem, uint32_t client) except -1:
     pf_step(PF_S_leave_area)
     for i in range(PF_LANES):
         lanes[i].kept = lanes[i].op = lanes[i].hint = lanes[i].events = 0
-    madvise(<char *>lanes + PF_LANES_SIZE, size - PF_LANES_SIZE, MADV_REMOVE)
+    if not mem.a.header.flags & PF_RESERVED_MEMORY:
+        madvise(<char *>lanes + PF_LANES_SIZE, size - PF_LANES_SIZE, MADV_REMOVE)
     pf_step(PF_S_leave_state)
     pf_store_release_u32(&mem.a.clients[client].state, PF_CLIENT_FREE)
     return 0
