@@ -760,14 +760,9 @@ class Protocol:
             if not references:
                 continue
             yield from self.op_begin(me, MORE, frame)
-            for i in range(references):
-                if i == 0:
-                    got = yield from self.slot_get_for_child(frame)
-                    if not got:
-                        break
-                else:
-                    yield add("fork_count", a.count(frame), 1)
-                yield store("fork_ledger", a.ledger(child, frame), i + 1)
+            got = yield from self.slot_get_many(frame, references)
+            if got:
+                yield store("fork_ledger", a.ledger(child, frame), references)
         yield from self.op_end(me)
 
         def born(words):
@@ -779,11 +774,11 @@ class Protocol:
         yield kernel(born)
         return True
 
-    def slot_get_for_child(self, frame: int):
+    def slot_get_many(self, frame: int, references: int):
         a = self.a
         count = yield load(a.count(frame), "fork_count")
         while count not in (UNUSED, UNIQUE, BUSY, ORPHAN):
-            got = yield cas(None, a.count(frame), count, count + 1)
+            got = yield cas(None, a.count(frame), count, count + references)
             if got:
                 return True
             count = yield load(a.count(frame))
