@@ -35,8 +35,8 @@ from pageframe._core.meta cimport know_types, type_name
 from pageframe._core.page_table cimport count_mappings, is_node
 from pageframe._core.slot cimport (
     PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_fence_acquire,
-    pf_load_acquire_u32, pf_load_acquire_u64, pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot, pf_slot_count,
-    pf_store_release_u32)
+    pf_load_acquire_u32, pf_load_acquire_u64, pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot,
+    pf_slot_count, pf_store_release_u32)
 from pageframe._core.ticket cimport TICKET_FREE, state_of, ticket_frame, ticket_held
 
 

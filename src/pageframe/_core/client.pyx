@@ -27,8 +27,8 @@ from libc.string cimport memcpy, memset
 from pageframe._core import backing
 from pageframe._core.allocator cimport my_lane
 from pageframe._core.arena cimport (
-    PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES, PF_LANES_SIZE, PF_RESERVED_MEMORY, PF_RINGS_SIZE, PF_TRACE, Arena,
-    pf_client, pf_client_used, pf_lane, pf_lanes_of, pf_ledger_of, pf_rings_of)
+    PF_CLIENT_FREE, PF_CLIENT_USED, PF_LANES, PF_LANES_SIZE, PF_RESERVED_MEMORY, PF_RINGS_SIZE, PF_TRACE,
+    Arena, pf_client, pf_client_used, pf_lane, pf_lanes_of, pf_ledger_of, pf_rings_of)
 from pageframe._core.ledger cimport (
     PF_S_join_count, PF_S_join_describe, PF_S_join_state, PF_S_leave_area, PF_S_leave_state, pf_step)
 from pageframe._core.slot cimport pf_add_release_u32, pf_load_relaxed_u32, pf_store_release_u32
