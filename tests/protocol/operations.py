@@ -740,8 +740,8 @@ class Protocol:
                 yield from self.op_end(me)
                 continue
             yield store("adopt_ledger", a.ledger(me.client, frame), 1)
-            yield from self.op_end(me)
             yield add("adopt_total", a.at("orphans"), 255, release=False)
+            yield from self.op_end(me)
             yield from self.end_life(me, frame)
 
     # -- fork.pyx --------------------------------------------------------------------------------
@@ -843,6 +843,7 @@ class Protocol:
         if repair:
             repair = yield self.lock_repair(me)
         before = yield from self.at_work()
+        counted = yield load(a.at("orphans"))
         expected, kept = yield from self.count_holders()
         wrong = ()
         orphans = 0
@@ -858,7 +859,7 @@ class Protocol:
         if repair and before and before == after:
             for i in range(len(wrong)):
                 yield from self.put_right(me, wrong[i], expected[wrong[i][0]])
-            yield store(None, a.at("orphans"), orphans, release=False)
+            yield add(None, a.at("orphans"), orphans - counted & 0xFF, release=False)
         if repair:
             yield self.unlock_repair()
         return wrong

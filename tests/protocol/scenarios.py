@@ -72,6 +72,8 @@ class Judge:
         arena.join(words, me.client)
         run_alone(words, protocol.reap(me))
         wrong, _ = run_alone(words, protocol.audit(me, False))
+        if ORPHAN in words[arena.count(0) : arena.count(arena.frames)]:
+            raise Violation("a frame waits for its on_drop, and nobody knows")
         if any(verdict == "damaged" for _, verdict, _ in wrong):
             raise Violation(f"an audit finds damage: {wrong}")
         if len(wrong) > words[arena.at("killed_threads")]:
@@ -94,8 +96,6 @@ class Judge:
             held = sum(words[arena.held(client, frame)] for client in range(arena.clients))
             alone = any(words[arena.alone(client, frame)] for client in range(arena.clients))
             free = not words[arena.at("bits")] >> frame & 1 or frame in kept
-            if count == ORPHAN:
-                raise Violation(f"frame {frame} waits for its on_drop, and nobody knows")
             if alone:
                 right = count == UNIQUE and not free
             else:
@@ -251,6 +251,10 @@ def repair(p, me):
 
 def audit_only(p, me):
     yield from p.audit(me, True)
+
+
+def adopt(p, me):
+    yield from p.adopt_orphans(me)
 
 
 def audit_and_alloc(p, me):
@@ -510,6 +514,12 @@ SCENARIOS = {
     ),
     "audit while one finds a frame": Scenario(
         Arena(1, 3), [(A, find_twice), (B, audit_only)], leaked, kills=2, weak_kills=1
+    ),
+    "audit while one makes an orphan and another adopts it": Scenario(
+        Arena(1, 4, knows=frozenset({1, 3})),
+        [(A, drop_with_on_drop), (B, adopt), (C, audit_only)],
+        kills=0,
+        quick=False,
     ),
     "audit of a count that is too high": Scenario(
         Arena(1, 3), [(A, drop), (B, audit_only)], counted_twice, kills=2, weak_kills=2,

@@ -34,9 +34,9 @@ from pageframe._core.ledger cimport (
 from pageframe._core.meta cimport know_types, type_name
 from pageframe._core.page_table cimport count_mappings, is_node
 from pageframe._core.slot cimport (
-    PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_cas_acq_rel_u64, pf_fence_acquire,
-    pf_load_acquire_u32, pf_load_acquire_u64, pf_load_relaxed_u32, pf_load_relaxed_u64, pf_slot,
-    pf_slot_count, pf_store_release_u32)
+    PF_BUSY, PF_MAX, PF_ORPHAN, PF_UNIQUE, PF_UNUSED, pf_add_relaxed_u32, pf_cas_acq_rel_u64,
+    pf_fence_acquire, pf_load_acquire_u32, pf_load_acquire_u64, pf_load_relaxed_u32, pf_load_relaxed_u64,
+    pf_slot, pf_slot_count, pf_store_release_u32)
 from pageframe._core.ticket cimport TICKET_FREE, state_of, ticket_frame, ticket_held
 
 
@@ -232,6 +232,7 @@ cdef object audit(Arena mem, bint repair):
     cdef uint64_t frame, count
     cdef verdict found
     cdef uint64_t orphans = 0
+    cdef uint32_t counted
     cdef uint64_t busy = 0
     cdef bint still
     wrong = []
@@ -242,6 +243,7 @@ cdef object audit(Arena mem, bint repair):
             raise MemoryError(f"no memory to audit {mem.a.frames} frames")
         know_types(mem)
         still = at_rest(&mem.a, there, True, &before)
+        counted = pf_load_relaxed_u32(&mem.a.header.orphans)
         tickets = count_holders(mem, expected, kept)
         for frame in range(mem.a.frames):
             count = pf_slot_count(pf_slot_at(&mem.a, frame))
@@ -266,7 +268,8 @@ cdef object audit(Arena mem, bint repair):
                 put_right(mem, number, judged, seen, expected[<uint64_t>number])
         if repair and still:
             recount_chunks(&mem.a)
-            pf_store_release_u32(&mem.a.header.orphans, orphans)
+            # What is missing: somebody may have left one more orphan since.
+            pf_add_relaxed_u32(&mem.a.header.orphans, <uint32_t>orphans - counted)
         clients = tuple(client_infos(mem))
     finally:
         free(expected)

@@ -162,7 +162,7 @@ cdef int free_place(Arena mem, uint32_t client) except -1:
     pf_step(PF_S_leave_area)
     for i in range(PF_LANES):
         lanes[i].kept = lanes[i].op = lanes[i].hint = lanes[i].events = 0
-    if not mem.a.header.flags & PF_RESERVED_MEMORY:
+    if not mem.a.flags & PF_RESERVED_MEMORY:
         madvise(<char *>lanes + PF_LANES_SIZE, size - PF_LANES_SIZE, MADV_REMOVE)
     pf_step(PF_S_leave_state)
     pf_store_release_u32(&mem.a.clients[client].state, PF_CLIENT_FREE)

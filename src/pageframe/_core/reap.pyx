@@ -303,9 +303,9 @@ cdef uint64_t adopt_orphans(Arena mem) except? 0:
             continue
         pf_step(PF_S_adopt_ledger)
         pf_store_release_u32(&mem.a.ledger[frame], 1)
-        pf_op_end(&mem.a, my_lane(&mem.a))
         pf_step(PF_S_adopt_total)
         pf_sub_relaxed_u32(&mem.a.header.orphans, 1)
+        pf_op_end(&mem.a, my_lane(&mem.a))
         adopted += 1
         end_life(mem, slot, True)
     return adopted
