@@ -12,13 +12,14 @@ steps in the same order, and the same words, also when the process is killed bef
 import json
 import subprocess
 import sys
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 from protocol.cases import CASES, CLIENTS
-from protocol.machine import Violation, perform
+from protocol.machine import Violation, kernel, perform
 from protocol.operations import Protocol
 from protocol.scenarios import ALL, FAULTS, LIVE, SCENARIOS, run
 from protocol.words import DROPPING, ORPHAN, PLAIN, UNIQUE, UNUSED, Arena, Lane
@@ -128,6 +129,11 @@ def program(protocol, operations, places):
             yield from protocol.issue(me, frames[rest[0]], 1)
         elif name == "load":
             (frames[rest[0]],) = yield from protocol.redeem(me, 0, LIVE)
+        elif name == "join":
+            yield from protocol.join(me)
+        elif name == "fork":
+            yield from protocol.fork(me, me.client + 1)
+            yield kernel(partial(end, protocol.a, me.client + 1))
         elif name == "reap":
             yield from protocol.reap(me)
         elif name == "audit":
@@ -138,8 +144,14 @@ def program(protocol, operations, places):
                 yield from protocol.leave(Lane(place))
 
 
+def end(arena, process, words):
+    """A process ends without leaving the arena."""
+    arena.kill(words, process)
+    return 0
+
+
 def follow(words, generator, kill):
-    """Run a program alone until the step where it is killed; return the steps that it passed."""
+    """Run a program alone until the step, or after as many, where it is killed; return what it passed."""
     passed, result = [], None
     while True:
         try:
@@ -150,6 +162,8 @@ def follow(words, generator, kill):
             if len(passed) == kill:
                 return passed
             passed.append(action.step)
+            if action.step == kill:  # the hook had told of it
+                return passed
         result = perform(words, action)
 
 
@@ -161,11 +175,12 @@ def in_model(case, kill):
         words = arena.new() if words is None else words
         clients = 1 + max(client for _, client, *_ in operations)
         places = [place for place in range(CLIENTS) if not words[arena.at("state", place)]][:clients]
-        for place in places:
-            arena.join(words, place)
+        if operations[0][0] != "join":
+            for place in places:
+                arena.join(words, place)
         ops = words[arena.at("ops") : arena.at("ops", CLIENTS)]
-        last = i == len(case.processes) - 1
-        orders.append(follow(words, program(Protocol(arena), operations, places), kill if last else None))
+        cut = kill if i == len(case.processes) - 1 else case.killed_at
+        orders.append(follow(words, program(Protocol(arena), operations, places), cut))
         for place in places:
             arena.kill(words, place)
     return orders, as_compiled(arena, words, ops)
@@ -221,4 +236,4 @@ def test_a_kill_at_any_step_leaves_the_words_that_the_model_says(runs, name):
 
 def test_the_cases_pass_most_steps(runs):
     passed = {step for run in runs for order in run["orders"] for step in order}
-    assert len(passed - set(LEFT_OUT)) > 40
+    assert set(step_names()) - set(LEFT_OUT) - passed == {"reap_mark"}  # takes another one's drop just then

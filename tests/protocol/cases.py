@@ -20,6 +20,7 @@ class Case:
     frames: int
     processes: tuple  # of tuples of operations
     knows: tuple = (True, True, True)  # which of them know the type with an on_drop
+    killed_at: str | None = None  # step before which the first one is killed
 
 
 CASES = {
@@ -99,6 +100,34 @@ CASES = {
             (("alloc", 0, "a"), ("alloc", 1, "b"), ("find", 1, 0, "c"), ("leave", 0)),
             (("alloc", 0, "d"),),
         ),
+    ),
+    "joined, forked": Case(
+        1,
+        ((("join", 0), ("alloc", 0, "a"), ("clone", 0, "a", "b"), ("fork", 0), ("drop", 0, "a")),),
+    ),
+    "a count that is too high": Case(
+        1,
+        (
+            (("alloc", 0, "a"), ("clone", 0, "a", "b")),
+            (("find", 0, 0, "c"), ("audit", 0), ("drop", 0, "c")),
+        ),
+        killed_at="inc_ledger",
+    ),
+    "a reference that nobody has": Case(
+        1,
+        (
+            (("alloc", 0, "a"), ("clone", 0, "a", "b")),
+            (("audit", 0),),
+        ),
+        killed_at="inc_ledger",
+    ),
+    "a bit that nobody has": Case(
+        1,
+        (
+            (("alloc", 0, "a"),),
+            (("audit", 0), ("alloc", 0, "b")),
+        ),
+        killed_at="claim_ledger",
     ),
     "shared and reaped": Case(
         1,

@@ -111,8 +111,11 @@ class Shared:
 def do(shared: Shared, operations: tuple, messages: Path, arm) -> None:
     """Do the operations of a process, as one client or two."""
     clients = 1 + max(operation[1] for operation in operations)
+    if operations[0][0] == "join":
+        arm()
     mems = [PhysicalMemory.attach(shared.name, reap=False) for _ in range(clients)]
-    arm()
+    if operations[0][0] != "join":
+        arm()
     handles = {}
     for name, client, *rest in operations:
         mem = mems[client]
@@ -141,6 +144,11 @@ def do(shared: Shared, operations: tuple, messages: Path, arm) -> None:
             messages.write_bytes(pickle.dumps(handles[rest[0]]))
         elif name == "load":
             handles[rest[0]] = pickle.loads(messages.read_bytes())
+        elif name == "fork":
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
         elif name == "reap":
             mem.reap()
         elif name == "audit":
@@ -159,7 +167,8 @@ def run(folder: Path, steps: Steps, case: Case, kill: tuple[str, int] | None) ->
     try:
         for i, operations in enumerate(case.processes):
             before.append(shared.words())
-            step, after = kill if kill and i == len(case.processes) - 1 else (None, 0)
+            last = i == len(case.processes) - 1
+            step, after = (kill or (None, 0)) if last else (case.killed_at, 0)
             pid = os.fork()
             if pid == 0:
                 signal.alarm(30)

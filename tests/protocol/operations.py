@@ -574,6 +574,7 @@ class Protocol:
                 yield self.unlock(place)
             return False
         yield from self.use_place(place)
+        yield from self.give_back_all(me, place)  # what somebody may have left there
         return True
 
     def free_place(self, client: int):
