@@ -78,6 +78,7 @@ cdef extern from "slot.h" nogil:
     void pf_slot_publish(pf_slot *, uint64_t)
     void pf_slot_make_busy(pf_slot *)
     int pf_slot_inc(pf_slot *)
+    int pf_slot_get(pf_slot *)
     int pf_slot_get_many(pf_slot *, uint64_t references)
     bint pf_slot_put(pf_slot *)
     bint pf_slot_try_unique(pf_slot *)
