@@ -922,9 +922,9 @@ cdef class PhysicalMemory(ArenaView):
         cdef uint64_t references = 0
         cdef uint32_t views = pf_load_relaxed_u32(&self.a.views)
         if not self.span:
+            count_references(&self.a, &references, &raw)
             frames = self.a.frames - self.own_frames - free_frames(&self.a)
-            if frames or views:
-                count_references(&self.a, &references, &raw)
+            if frames or references or views:       # a reserved frame may be held, too
                 raise ArenaInUseError(
                     f"the arena can't be closed: {frames} frames are held by {references} references, "
                     f"{raw} of them raw, and {views} arrays over its tables live{open_spaces(self)}")
