@@ -524,11 +524,15 @@ class Run:
             self.states = [template(self.folder, number) for number in range(len(ARENAS))]
             for number in range(self.workers):
                 self.start(number, 0)
+            told = time.monotonic()
             while self.pids:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     self.hung()
                     time.sleep(0.05)
+                    if time.monotonic() - told > 60:
+                        told = time.monotonic()
+                        print(f"at input {min(self.index(n) for n in self.pids.values())}", flush=True)
                 elif pid in self.pids:
                     self.ended(pid, status)
             counts: Counter[str] = Counter()
