@@ -5,6 +5,7 @@
 """What all tests share."""
 
 import gc
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,15 @@ def mem():
     gc.collect()
     assert arena.used_frames == 0, arena.stats()
     arena.close()
+
+
+@pytest.fixture
+def switch_often():
+    """Let threads interrupt each other everywhere."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,9 @@ GONE = (pf.MovedError, pf.FrameGoneError)
 REFUSED = (pf.MovedError, pf.FrameGoneError, pf.FrameInUseError, BufferError)
 
 
+pytestmark = pytest.mark.usefixtures("switch_often")
+
+
 class Plain(pf.UntypedFrameMeta):
     owner: pf.u64
     hits: pf.atomic_u64
@@ -47,15 +50,6 @@ class Counted(pf.FrameMeta):
 
     def on_drop(self, reader):
         next(Counted.ended)
-
-
-@pytest.fixture(autouse=True)
-def switch_often():
-    """Let threads interrupt each other everywhere."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(interval)
 
 
 @pytest.fixture

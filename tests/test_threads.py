@@ -23,6 +23,9 @@ import pageframe as pf
 PAGE = 4096
 
 
+pytestmark = pytest.mark.usefixtures("switch_often")
+
+
 class Plain(pf.UntypedFrameMeta):
     owner: pf.u64
     hits: pf.atomic_u32
@@ -30,15 +33,6 @@ class Plain(pf.UntypedFrameMeta):
 
 class Item(pf.Link, pf.UntypedFrameMeta):
     owner: pf.u64
-
-
-@pytest.fixture(autouse=True)
-def switch_often():
-    """Let threads interrupt each other everywhere."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(interval)
 
 
 def run_threads(count, work):

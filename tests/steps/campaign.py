@@ -49,7 +49,7 @@ from pageframe import (
 )
 from steps import patterns
 from steps.check import check_all_free_frames_work, check_dropped_once, check_repaired
-from steps.patterns import Node, Told, make, make_segment, make_unique, make_vector
+from steps.patterns import Node, Told, late_type, make, make_segment, make_unique, make_vector
 from steps.worker import (
     COUNTED,
     END,
@@ -61,7 +61,6 @@ from steps.worker import (
     WORKERS,
     Board,
     Worker,
-    late_type,
     no_room_for_child,
 )
 
@@ -220,10 +219,13 @@ class Round:
                     end.close()
 
     def start(self, place: int) -> None:
-        """Start a worker, which comes to the board itself, unless it finds no room in the arena."""
+        """Start a worker and wait until it has come to the board, unless it finds no room in the arena."""
         seed = self.rng.randrange(2**32)
-        if os.fork() == 0:
+        pid = os.fork()
+        if pid == 0:
             Worker(self, place).main(seed, self.held, False)
+        while self.board.get(place, "pid") != pid and state_of(pid)[0] != "Z":
+            time.sleep(0.001)
 
     def stop(self) -> None:
         """Stop a worker while others work and reap, and messages expire under it."""
@@ -312,7 +314,9 @@ class Round:
             self.killed += 1
             if "trace" in self.mem.debug:
                 self.count("events of the dead read", len(self.mem.events(pid)) > 0)
-        reap_children()
+        # Whom a victim had just forked comes to the board before another may take its place there.
+        while set(orphans()) - set(self.board.pids()):
+            time.sleep(0.001)
         for pid in victims:
             self.forget(found[pid], pid)
         return doing
@@ -430,9 +434,12 @@ class Round:
     def finish(self) -> None:
         """Let the workers end; then nobody but us holds anything."""
         self.board.pause[0] = END
-        found = self.board.pids()
-        for pid in found:
-            wait_until_dead(pid)
+        found = {}
+        # Who was being forked by one of them comes to the board before that one ends.
+        while late := self.board.pids().items() - found.items():
+            for pid, _ in late:
+                wait_until_dead(pid)
+            found.update(late)
         reap_children()
         self.reports[0].settimeout(0)
         with contextlib.suppress(BlockingIOError):

@@ -42,6 +42,18 @@ class Told(Link, UntypedFrameMeta):
         os.write(Told.log, f"{self.number}\n".encode())
 
 
+def late_type():
+    """Define a type that other processes have not, unless they do the same."""
+
+    class Late(UntypedFrameMeta):
+        number: u64
+
+        def on_drop(self, reader):
+            Told.on_drop(self, reader)
+
+    return Late
+
+
 def pattern(paddr: int, generation: int, number: int) -> bytes:
     """Return the 4096 bytes of a frame."""
     return hashlib.blake2b(f"{paddr} {generation} {number}".encode()).digest() * 64

@@ -34,6 +34,7 @@ from steps.patterns import (
     Node,
     Page,
     Told,
+    late_type,
     make,
     make_list,
     make_segment,
@@ -90,18 +91,6 @@ class World:
 
     def shared(self) -> list:
         return [holding for holding in self.held if not holding.alone]
-
-
-def late_type():
-    """Define a type that other processes have not, unless they do the same."""
-
-    class Late(UntypedFrameMeta):
-        number: u64
-
-        def on_drop(self, reader):
-            Told.on_drop(self, reader)
-
-    return Late
 
 
 def frames(w: World) -> None:

@@ -29,8 +29,8 @@ from steps.check import (
     check_held,
     check_repaired,
 )
-from steps.patterns import Node, Told, make, make_list, make_segment, make_unique, make_vector
-from steps.scenarios import CLIENTS, NAMED, SCENARIOS, STOPS, World, late_type
+from steps.patterns import Node, Told, late_type, make, make_list, make_segment, make_unique, make_vector
+from steps.scenarios import CLIENTS, NAMED, SCENARIOS, STOPS, World
 
 SECONDS = 30  # until a process that hangs is ended
 

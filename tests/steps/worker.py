@@ -42,9 +42,7 @@ from pageframe import (
     QuotaExceededError,
     SpaceClosedError,
     TicketsFullError,
-    UntypedFrameMeta,
     VmSpace,
-    u64,
 )
 from pageframe.adaptors import LimitAdaptor, LogAdaptor, StatisticsAdaptor
 from steps import patterns
@@ -208,18 +206,6 @@ def let_go(holding: Holding) -> None:
         holding.handle = None
     else:
         holding.handle.drop()
-
-
-def late_type():
-    """Define a type that other processes have not, unless they do the same."""
-
-    class Late(UntypedFrameMeta):
-        number: u64
-
-        def on_drop(self, reader):
-            Told.on_drop(self, reader)
-
-    return Late
 
 
 def no_room_for_child(what) -> bool:
