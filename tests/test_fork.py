@@ -863,6 +863,74 @@ def test_a_child_forked_while_threads_allocate_holds_exactly_the_handles_it_has(
     slots.clear()
 
 
+@pytest.mark.parametrize("kind", ["shared", "private", "unmappable"])
+def test_what_only_another_thread_refers_to_ends_in_the_child_alone(kind):
+    # A child clears what the threads of its parent referred to before it calls any hook of Python's.
+    options = {} if kind == "shared" else {"mappable": kind == "private"}
+    mem = (pf.PhysicalMemory.create if kind == "shared" else pf.PhysicalMemory)("4 MiB", **options)
+    local, ready, end, errors = threading.local(), threading.Event(), threading.Event(), []
+
+    def refer():
+        # Plain handles stay with the thread's own calls; whatever is here goes with the thread.
+        local.kinds = all_kinds(mem)
+        local.view = memoryview(local.kinds["segment"])
+        local.unique = mem.alloc_frame(Raw(number=3)).try_unique()
+        local.items = pf.LinkedList(mem, Page)
+        local.items.push_back(mem.alloc_frame(Page(inode=5)).try_unique())
+        if kind != "unmappable":
+            local.space = pf.VmSpace(mem, 8 * PAGE)
+            with local.space.cursor() as cursor:
+                cursor.map(mem.alloc_segment(3))
+            local.shown = mem.map([local.kinds["clone"].clone()])
+
+    def check():
+        check_all_kinds(local.kinds)
+        assert holds(local.view, 2)
+        assert (local.unique.meta.number, local.items.cursor_front().current_meta.inode) == (3, 5)
+        if kind != "unmappable":
+            with local.space.view(0, 3 * PAGE) as view:
+                assert bytes(view) == bytes(3 * PAGE)
+            assert holds(local.shown, 1)
+
+    def work():
+        refer()
+        ready.set()
+        end.wait(LIMIT)
+        try:
+            check()
+        except BaseException as error:
+            errors.append(error)
+
+    def child(conn):
+        with mem.alloc_segment(20) as segment:
+            fill(segment, 9)
+        if kind == "shared":
+            assert mem.audit().clean
+            return mem.held_by(os.getpid()).tolist()
+        return mem.used_frames
+
+    def look():
+        found = mem.stats()
+        return found.used_frames, found.references, mem.slots["count"].tolist()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert ready.wait(LIMIT)
+    before = look()
+    with Forked(child) as process:
+        assert process.result() == ([] if kind == "shared" else 0)
+    if kind == "shared":
+        mem.reap()
+        assert mem.audit().clean
+    assert look() == before
+    end.set()
+    thread.join()
+    assert errors == []
+    gc.collect()
+    assert mem.used_frames == 0
+    mem.close()
+
+
 def test_threads_that_fork_at_once_each_get_a_client_for_their_child(shared):
     frame = shared.alloc_frame()
 

@@ -216,5 +216,4 @@ cdef int become(Arena mem, uint32_t client) except -1:
     if mem.a.debug & PF_TRACE:
         mem.a.rings = pf_rings_of(&mem.a, client)
     mem.reaping = Lock()
-    shared_arenas[id(mem)] = mem
     return 0

@@ -15,6 +15,10 @@ Of a private arena the child gets a copy.  Anonymous memory the kernel copies as
 written to.  Memory that can be mapped more than once (vm_space.pyx) is a file that the
 child would share with its parent, so within fork() the parent copies the frames that
 are used to a file for the child.
+
+The child turns to what is its own within fork(), too.  The interpreter clears what the
+parent's other threads referred to before it calls any hook in the child, and what ends
+there must not end for the parent.
 """
 
 import os
@@ -22,6 +26,7 @@ import weakref
 from threading import RLock
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from posix.unistd cimport close
 
 from pageframe._core import backing
 from pageframe._core.allocator cimport my_lane, next_bit
@@ -33,6 +38,7 @@ from pageframe._core.client import shared_arenas
 from pageframe._core.errors import ClientsFullError
 from pageframe._core.ledger cimport (
     PF_OP_MORE, PF_S_fork_count, PF_S_fork_ledger, pf_op_begin, pf_op_end, pf_step)
+from pageframe._core.meta cimport forget_lock
 from pageframe._core.slot cimport PF_OK, pf_load_relaxed_u32, pf_slot_get_many, pf_store_release_u32
 
 private_arenas = weakref.WeakValueDictionary()  # those whose memory is a file
@@ -41,7 +47,7 @@ private_arenas = weakref.WeakValueDictionary()  # those whose memory is a file
 # Python's may let other threads run; so these take the places, and what is held is given by a
 # handler of the C library, within fork() itself.
 forking = RLock()               # one fork at a time: held from before it until after it
-cdef list forking_arenas = []   # those that have a file for the child
+cdef list forking_arenas = []   # those that are open, or have a file for the child
 
 cdef extern from * nogil:
     """
@@ -51,7 +57,7 @@ cdef extern from * nogil:
     static _Thread_local int pf_forking;
     """
     bint pf_forking
-    int pthread_atfork(void (*)() noexcept nogil, void *, void *)
+    int pthread_atfork(void (*)() noexcept nogil, void *, void (*)() noexcept nogil)
     int64_t lseek(int, int64_t, int)
     int64_t pwrite(int, const void *, size_t, int64_t)
     int SEEK_DATA, SEEK_HOLE
@@ -76,18 +82,16 @@ cdef int take_child_place(Arena mem) except -1:
     except BaseException:
         os.close(fd)
         raise
-    leave_child_file(mem)      # of a fork that a signal handler has interrupted
     mem.child_fd = fd
     mem.child = child
     return 0
 
 
-cdef int leave_child_file(Arena mem) except -1:
+cdef void leave_child_file(Arena mem) noexcept:
     """Let go of the child's file, and with it of its place: they are the child's now, or nobody's."""
     if mem.child_fd >= 0:
-        os.close(mem.child_fd)
+        close(mem.child_fd)
         mem.child_fd = -1
-    return 0
 
 
 cdef void give_child(Arena mem) noexcept nogil:
@@ -116,29 +120,37 @@ cdef void forget(Arena mem, uint64_t start, uint64_t stop) noexcept:
         pf_let_go(&mem.a, frame)
 
 
-cdef int be_child(Arena mem) except -1:
+cdef void use_child_place(Arena mem) noexcept:
     """In the child: use the place that the parent has taken."""
-    cdef ledger_walk walk
-    cdef uint64_t frame
-    cdef uint64_t start = 0
-    os.close(mem.fd)        # with it, the parent's lock would outlive the parent
-    mem.fd = mem.child_fd
-    mem.child_fd = -1
+    close(mem.fd)           # with it, the parent's lock would outlive the parent
+    mem.fd = -1
     mem.a.epoch += 1
     mem.working = 0
     mem.registering = mem.reaper = 0
     mem.list_ids.clear()    # the parent may give them to lists of its own
+    if mem.a.open and mem.child_fd >= 0:
+        mem.fd = mem.child_fd
+        mem.child_fd = -1
+        become(mem, mem.child)
+        return
+    leave_child_file(mem)   # closed since it took a place
+    if mem.a.open:
+        mem.why_closed = (
+            "this process was forked while the arena's table of clients was full, or by something "
+            "that does not tell Python")
+    mem.a.open = mem.a.leaving = False
+
+
+cdef int settle(Arena mem) except -1:
+    """In the child: say who uses the place, and forget what the parent alone holds."""
+    cdef ledger_walk walk
+    cdef uint64_t frame
+    cdef uint64_t start = 0
     if mem.fd < 0:
         if mem.a.watched:
             forget(mem, 0, mem.a.frames)
-        if mem.a.open:
-            mem.why_closed = (
-                "this process was forked while the arena's table of clients was full, or by something "
-                "that does not tell Python")
-        mem.a.open = mem.a.leaving = False
         shared_arenas.pop(id(mem), None)
         return 0
-    become(mem, mem.child)
     describe(mem, mem.a.client)
     if mem.raw_used or mem.a.watched:
         walk = walk_ledger(mem, mem.a.client)
@@ -189,20 +201,27 @@ cdef bint copy_range(Arena mem, uint64_t start, uint64_t stop) noexcept nogil:
     return True
 
 
-cdef int use_copy(Arena mem) except -1:
+cdef void use_copy(Arena mem) noexcept:
     """In the child: use the copy that the parent has made."""
-    if mem.child_fd < 0:
-        mem.why_closed = "the arena could not be copied when this process was forked"
-        if mem.a.watched:
-            forget(mem, 0, mem.a.frames)
-        mem.release_memory()    # that of the parent
-        return 0
-    os.close(mem.map_fd)
-    mem.map_fd = mem.child_fd
-    mem.child_fd = -1
-    mem.a.open = False      # should it fail: what is there is the parent's
-    mem.map_file()
-    mem.a.open = True
+    if mem.child_fd >= 0:
+        close(mem.map_fd)
+        mem.map_fd = mem.child_fd
+        mem.child_fd = -1
+        try:
+            mem.map_file()
+            return
+        except MemoryError:
+            pass
+    mem.a.open = False      # what is there is the parent's
+    mem.why_closed = "the arena could not be copied when this process was forked"
+
+
+cdef int give_up_copy(Arena mem) except -1:
+    """In the child: let go of the parent's memory."""
+    leave_child_file(mem)
+    if mem.a.watched:
+        forget(mem, 0, mem.a.frames)
+    mem.release_memory()
     return 0
 
 
@@ -212,8 +231,9 @@ cdef void within_fork() noexcept nogil:
     """Called by fork() in the thread that forks."""
     if pf_forking:
         with gil:       # which this thread has
+            add_open_arenas()
             for mem in forking_arenas:
-                if not (<Arena>mem).a.open:
+                if not (<Arena>mem).a.open or (<Arena>mem).child_fd < 0:
                     continue
                 if (<Arena>mem).span:
                     give_child(<Arena>mem)
@@ -221,12 +241,42 @@ cdef void within_fork() noexcept nogil:
                     leave_child_file(<Arena>mem)
 
 
-if pthread_atfork(within_fork, NULL, NULL):
+cdef void within_child() noexcept nogil:
+    """Called by fork() in the child."""
+    if pf_forking:
+        with gil:
+            turn_to_own()
+
+
+cdef void turn_to_own() noexcept:
+    """In the child: use what is there for it.  No Python code may run before or in this."""
+    forget_lock()
+    for mem in forking_arenas:
+        if (<Arena>mem).span:
+            use_child_place(<Arena>mem)
+        elif (<Arena>mem).a.open:
+            use_copy(<Arena>mem)
+
+
+if pthread_atfork(within_fork, NULL, within_child):
     raise MemoryError("no memory for a fork handler")
 
 
 cdef bint is_forking() noexcept nogil:
     return pf_forking
+
+
+cdef int add_open_arenas() except -1:
+    """Note the arenas that a child will find open."""
+    cdef Arena mem, noted
+    for mem in alive(shared_arenas) + alive(private_arenas):
+        if mem.a.open:
+            for noted in forking_arenas:
+                if noted is mem:
+                    break
+            else:
+                forking_arenas.append(mem)
+    return 0
 
 
 cdef list alive(object known):
@@ -243,17 +293,16 @@ def before_fork():
     global pf_forking
     errors = []
     forking.acquire()
-    for mem in alive(shared_arenas) + alive(private_arenas):
-        if (<Arena>mem).a.open:
-            try:
-                if (<Arena>mem).span:
-                    take_child_place(mem)
-                else:
-                    leave_child_file(mem)
-                    (<Arena>mem).child_fd = backing.create_private(mem.size)
-                forking_arenas.append(mem)
-            except BaseException as error:  # shown below; the child finds the arena closed
-                errors.append(error)
+    add_open_arenas()
+    for mem in forking_arenas[:]:
+        try:
+            leave_child_file(mem)       # of a fork that a signal handler has interrupted
+            if (<Arena>mem).span:
+                take_child_place(mem)
+            else:
+                (<Arena>mem).child_fd = backing.create_private(mem.size)
+        except BaseException as error:  # shown below; the child finds the arena closed
+            errors.append(error)
     pf_forking = True
     if errors:
         raise errors[0]
@@ -272,22 +321,21 @@ def after_in_parent():
 def after_in_child():
     """Use the places that the parent has taken, and the copies that it has made."""
     global forking, pf_forking
+    if not pf_forking:      # forked by something that does not tell Python before
+        forking_arenas.clear()
+        add_open_arenas()
+        turn_to_own()
     pf_forking = False
     forking = RLock()
     errors = []
-    for mem in alive(shared_arenas) + alive(private_arenas):
-        try:
-            if not (<Arena>mem).span:
-                if (<Arena>mem).a.open:
-                    use_copy(mem)
-                continue
-            if not (<Arena>mem).a.open:     # closed since it took a place
-                leave_child_file(mem)
-            be_child(mem)
-        except BaseException as error:      # such as a signal's: it must not leave us the parent's places
-            errors.append(error)
     for mem in forking_arenas:
-        leave_child_file(mem)
+        try:
+            if (<Arena>mem).span:
+                settle(mem)
+            elif not (<Arena>mem).a.open:
+                give_up_copy(mem)
+        except BaseException as error:      # such as a signal's: the others are settled all the same
+            errors.append(error)
     forking_arenas.clear()
     if errors:
         raise errors[0]

@@ -467,6 +467,7 @@ cdef class PhysicalMemory(ArenaView):
                 raise ClientsFullError(
                     f"{self.a.client_capacity} processes are attached to the arena, the maximum")
         become(self, place)
+        shared_arenas[id(self)] = self
         self.a.open = True
         return 0
 
@@ -890,6 +891,13 @@ cdef class PhysicalMemory(ArenaView):
         ArenaInUseError
             If handles, mappings, views or raw references of this process still hold
             frames; says how many.
+
+        Notes
+        -----
+        Where there is no interpreter lock, an object whose last reference goes in
+        another thread than the one that made it may die only when that thread next
+        runs, or in `gc.collect`, and what it refers to then in the same way: an array
+        after some time, its frames later.
         """
         if not self.a.open:
             return

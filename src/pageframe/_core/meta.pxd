@@ -50,4 +50,5 @@ cdef int know_types(Arena mem) except -1
 cdef object type_name(Arena mem, uint32_t type_id)
 cdef uint32_t find_type(Arena mem, object cls) except? 0
 cdef void run_on_drop(Arena mem, pf_slot *slot) noexcept
+cdef void forget_lock() noexcept
 cdef object slot_dtype(Arena mem, object cls)

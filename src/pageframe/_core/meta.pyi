@@ -11,8 +11,6 @@ from pageframe._core.io import VmReader
 
 registering: RLock
 
-def forget_lock() -> None: ...
-
 @final
 class Field:
     @property

@@ -28,9 +28,8 @@ arena.
 
 import inspect
 import typing
-import os
 import weakref
-from threading import RLock
+from _thread import RLock   # which is no Python code: a child calls it within fork()
 
 cimport cython
 from cpython.ref cimport PyObject
@@ -376,13 +375,11 @@ cdef MetaLayout make_layout(cls, dict declared):
     return layout
 
 
-def forget_lock():
+cdef void forget_lock() noexcept:
     """In a forked child: nobody there registers anything."""
     global registering
     registering = RLock()
 
-
-os.register_at_fork(after_in_child=forget_lock)
 
 cdef tuple taken_names = ()
 registering = RLock()

@@ -62,7 +62,7 @@ from pageframe._core.slot cimport pf_slot_count
 from pageframe._core.vector cimport FrameVec, alloc_frames, empty_vec, forget_frames, hold_all
 
 cdef extern from "<pthread.h>" nogil:
-    int pthread_atfork(void (*)() noexcept nogil, void *, void *)
+    int pthread_atfork(void (*)() noexcept nogil, void *, void (*)() noexcept nogil)
 
 cdef extern from "<unistd.h>" nogil:
     long sysconf(int)
@@ -1410,7 +1410,24 @@ cdef void note_for_child(VmSpace space) noexcept:
         space.unmade or collect(&space.table, 0, space.pages, &space.at_fork))
 
 
-if pthread_atfork(within_fork, NULL, NULL):
+cdef void within_child() noexcept nogil:
+    """Called by fork() in the child: no space may end as the parent's."""
+    if is_forking():
+        with gil:
+            for space in alive(spaces):
+                leave_to_parent(space)
+
+
+cdef void leave_to_parent(VmSpace space) noexcept:
+    """Let go of the tables, which are the parent's, and of the locks of its other threads."""
+    cdef unsigned long me = get_ident()
+    space.locks = [held for held in space.locks if (<RangeLock>held).owner == me]
+    if space.mem.span:
+        space.table.root = space.table.nodes = 0
+        space.unmade = space.unmade or space.noted      # what it shows is held until it goes
+
+
+if pthread_atfork(within_fork, NULL, within_child):
     raise MemoryError("no memory for a fork handler")
 
 
@@ -1427,8 +1444,7 @@ def after_in_child():
     here = alive(spaces)
     errors = []
     for space in here:
-        if (<VmSpace>space).mem.span:
-            (<VmSpace>space).table.root = (<VmSpace>space).table.nodes = 0      # they are the parent's
+        leave_to_parent(space)      # now, should something have forked that does not tell Python before
     for space in here:
         try:
             be_child(space)
@@ -1444,10 +1460,8 @@ cdef int be_child(VmSpace space) except -1:
     cdef Change change
     cdef run_list shown
     cdef int error = 0
-    cdef unsigned long me = get_ident()
     if space.where.base == NULL:
         return 0        # closed
-    space.locks = [held for held in space.locks if (<RangeLock>held).owner == me]
     if not space.mem.span:
         if not space.mem.a.open:
             blank(&space.where)
@@ -1468,7 +1482,6 @@ cdef int be_child(VmSpace space) except -1:
         change = new_change(space)
         change.new, space.at_fork = space.at_fork, change.new
         change.first, change.stop = 0, space.pages
-        space.unmade = True
         try:
             change.ready()
             change.write()
