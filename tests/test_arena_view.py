@@ -40,6 +40,7 @@ from pageframe import (
     UniqueFrame,
     VmSpace,
 )
+from processes import Forked
 from types_for_tests import Node, Page
 
 MIB = 1 << 20
@@ -502,6 +503,29 @@ def test_each_client_is_shown_with_what_it_holds_and_whether_it_lives(shared, vi
     assert [client.pid for client in view.stats().clients] == [os.getpid()]
     assert len(view.held_by(child.pid)) == 0
     frame.drop()
+
+
+def test_what_a_process_holds_all_the_time_is_seen_while_other_frames_come_and_go(shared):
+    last = shared.size - 4096
+
+    def work(conn):
+        with UFrame.from_unused(shared, last):
+            conn.send("holds it")
+            while not conn.poll():
+                shared.alloc_frames(200, zeroed=False).drop()
+
+    with Forked(work) as child:
+        child.hear()
+        sizes = set()
+        for _ in range(2000):
+            held = shared.held_by(child.pid)
+            assert held["paddr"][-1] == last
+            assert held["references"].min() == 1
+            sizes.add(len(held))
+        child.say()
+        child.result()
+    assert len(sizes) > 2
+    shared.reap()
 
 
 def test_what_a_process_holds_as_two_clients_is_added_up(shared):

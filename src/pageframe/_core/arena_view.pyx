@@ -329,34 +329,37 @@ cdef class ArenaView(Arena):
         cdef uint32_t client
         cdef uint64_t frame
         cdef ledger_walk walk
-        cdef uint64_t i
+        cdef Py_ssize_t i
+        cdef bint more
         cdef uint64_t[:] frames
         cdef uint32_t[:] counts
         pid = as_int(pid)
         self.check_shared("held_by()")
-        found = []
+        found, clients = [np.empty(0, HELD)], 0
         for client in range(self.a.client_capacity):
             if not pf_client_used(&self.a, client) or self.a.clients[client].pid != pid:
                 continue
-            room = 0
+            clients += 1
             walk = walk_ledger(self, client)
-            while next_held(&walk, &frame):
-                room += 1
-            paddrs, references = np.empty(room, np.uint64), np.empty(room, np.uint32)
-            frames, counts = paddrs, references
-            i = 0
-            walk = walk_ledger(self, client)
-            while i < <uint64_t>frames.shape[0] and next_held(&walk, &frame):
-                frames[i] = frame << self.a.page_shift
-                counts[i] = pf_load_relaxed_u32(&walk.ledger[frame])
-                i += 1
-            part = np.empty(i, HELD)
-            part["paddr"], part["references"] = paddrs[:i], references[:i]
-            found.append(part)
-        if len(found) == 1:
-            return found[0]
+            more = True
+            while more:     # in one walk: it changes all the time
+                paddrs, references = np.empty(4096, np.uint64), np.empty(4096, np.uint32)
+                frames, counts = paddrs, references
+                i = 0
+                while i < 4096:
+                    more = next_held(&walk, &frame)
+                    if not more:
+                        break
+                    frames[i] = frame << self.a.page_shift
+                    counts[i] = pf_load_relaxed_u32(&walk.ledger[frame])
+                    i += counts[i] != 0
+                part = np.empty(i, HELD)
+                part["paddr"], part["references"] = paddrs[:i], references[:i]
+                found.append(part)
+        parts = np.concatenate(found)
+        if clients < 2:
+            return parts
         # A process may be more than one client.
-        parts = np.concatenate([np.empty(0, HELD), *found])
         paddrs, place = np.unique(parts["paddr"], return_inverse=True)
         merged = np.zeros(len(paddrs), HELD)
         merged["paddr"] = paddrs
