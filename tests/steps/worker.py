@@ -12,6 +12,7 @@ board.
 """
 
 import contextlib
+import gc
 import mmap
 import os
 import pickle
@@ -68,6 +69,7 @@ NODES = 4  # of its page table, once something is mapped
 HOLDINGS = 16  # that a hand has at the most
 QUOTA = 20  # frames
 SECONDS = 60  # without a sign of life, until a process is given up
+FREE_THREADED = hasattr(sys, "_is_gil_enabled") and not sys._is_gil_enabled()
 END = -1  # instead of the number of a pause: workers are to end
 REFUSED = 3  # exit status of a process that found no room in the arena
 
@@ -315,6 +317,10 @@ class Worker:
         if self.quota is not None:
             assert self.quota.used_frames == 0, self.quota.used_frames
             self.quota = None
+        # Without an interpreter lock an array that another hand made, which waits, dies in a collection,
+        # the view it rests on in the next, and so on.
+        for _ in range(4 if FREE_THREADED else 0):
+            gc.collect()
         self.mem.close()
 
     def attach(self) -> None:
