@@ -339,6 +339,14 @@ class MapPane(Static, can_focus=True):
     """The frames of the arena as a map."""
 
 
+class Keys(Footer):
+    """The keys at the bottom, also where the screen has told of them before this could hear it."""
+
+    def on_mount(self) -> None:
+        """Ask for them, as soon as it can be heard."""
+        self.call_next(self.screen.refresh_bindings)
+
+
 class LiveScreen(Screen[None]):
     """What all screens of the view have: the arena's state on top, keys at the bottom."""
 
@@ -394,7 +402,7 @@ class MainScreen(LiveScreen):
                 yield Table[TicketInfo](
                     MESSAGES, lambda row: str(row.serial), 1, id="messages", classes="pane"
                 )
-        yield Footer()
+        yield Keys()
 
     def on_mount(self) -> None:
         """Begin to look, with the clients."""
@@ -543,7 +551,7 @@ class DetailScreen(LiveScreen):
         yield Static(Text(f" {self.heading}"), id="title")
         yield Static(id="status")
         yield self.table
-        yield Footer()
+        yield Keys()
 
     def on_mount(self) -> None:
         """Begin to look."""
