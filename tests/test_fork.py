@@ -931,6 +931,160 @@ def test_what_only_another_thread_refers_to_ends_in_the_child_alone(kind):
     mem.close()
 
 
+def test_a_child_forked_while_a_thread_leaves_keeps_no_lock_of_its_parents(monkeypatch):
+    # It would make everybody wait who attaches or leaves, as long as it lives.
+    name = unique_name()
+    with pf.PhysicalMemory.create("1 MiB", name) as mem:
+        leaving = pf.PhysicalMemory.attach(name)
+        inside, go_on = threading.Event(), threading.Event()
+
+        def locked(fd, offset, size, locked=backing.locked):
+            if threading.current_thread() is thread:
+                inside.set()
+                go_on.wait(LIMIT)
+            return locked(fd, offset, size)
+
+        thread = threading.Thread(target=leaving.close)
+        monkeypatch.setattr(backing, "locked", locked)
+        thread.start()
+        assert inside.wait(LIMIT)
+        with Forked(lambda conn: conn.recv()) as child:
+            go_on.set()
+            thread.join()
+            with Forked(lambda conn: pf.PhysicalMemory.attach(name).close()) as other:
+                other.result()
+            assert [client.pid for client in mem.clients][:1] == [os.getpid()]
+            child.say()
+            child.result()
+        mem.reap()
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_nothing_that_runs_in_a_child_writes_to_the_private_frames_of_its_parent(mem, monkeypatch, copied):
+    local, ready, end = threading.local(), threading.Event(), threading.Event()
+    parent, ran = os.getpid(), []
+    mapped, segment = mem.map([mem.alloc_frame(), mem.alloc_frame()]), mem.alloc_segment(1)
+    arrays = [np.frombuffer(handle, np.uint8) for handle in (mapped, segment)]
+
+    class Late:
+        def __del__(self):
+            if os.getpid() != parent:
+                ran.append(True)
+                for array in arrays:
+                    array[:] = 9
+
+    def work():
+        local.late = Late()
+        ready.set()
+        end.wait(LIMIT)
+
+    def no_memory(size):
+        raise MemoryError
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert ready.wait(LIMIT)
+    if not copied:
+        monkeypatch.setattr(backing, "create_private", no_memory)
+        monkeypatch.setattr(sys, "unraisablehook", lambda what: None)
+    with Forked(lambda conn: (len(ran), mem.closed)) as child:
+        assert child.result() == (1, not copied)
+    monkeypatch.undo()
+    assert [int(array.max()) for array in arrays] == [0, 0]
+    end.set()
+    thread.join()
+    arrays.clear()
+
+
+def test_a_fork_within_the_hooks_of_another_takes_nothing_from_the_parent():
+    told = run_program("""if True:
+        import os, threading, warnings
+
+        warnings.simplefilter("ignore")
+        within = []
+
+        def fork_within():
+            if within:
+                within.clear()
+                pid = os.fork()
+                if pid == 0:
+                    os._exit(0)
+                os.waitpid(pid, 0)
+
+        os.register_at_fork(before=fork_within)  # and run behind those of pageframe
+        import pageframe as pf
+
+        mem = pf.PhysicalMemory.create("1 MiB")
+        local, ready, end = threading.local(), threading.Event(), threading.Event()
+        frame = mem.alloc_frame()
+
+        def work():
+            local.clone = frame.clone()
+            ready.set()
+            end.wait()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        ready.wait()
+        within.append(True)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        mem.reap()
+        print(within, frame.reference_count, mem.held_by(os.getpid())["references"].sum(), mem.audit().clean)
+        end.set()
+        thread.join()
+        """)
+    assert told.split() == [b"[]", b"2", b"2", b"True"]
+
+
+def test_a_fork_that_is_interrupted_before_its_turn_takes_no_place_from_another_threads_child():
+    told = run_program("""if True:
+        import os, signal, sys, threading, time, warnings
+
+        warnings.simplefilter("ignore")
+        waiting = threading.Event()
+
+        def wait():
+            if threading.current_thread() is thread:
+                waiting.set()
+                time.sleep(1)
+
+        os.register_at_fork(before=wait)
+        import pageframe as pf
+
+        mem = pf.PhysicalMemory.create("1 MiB")
+        frame = mem.alloc_frame()
+
+        def interrupted(*args):
+            raise KeyboardInterrupt
+
+        def child():
+            pid = os.fork()
+            if pid == 0:
+                print(mem.closed, frame.reference_count, flush=True)
+                os._exit(0)
+            os.waitpid(pid, 0)
+
+        signal.signal(signal.SIGALRM, interrupted)
+        seen = []
+        sys.unraisablehook = lambda what: seen.append(what.exc_type.__name__)
+        thread = threading.Thread(target=child)
+        thread.start()
+        waiting.wait()
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(mem.closed)
+        closed = os.waitpid(pid, 0)[1] >> 8
+        thread.join()
+        mem.reap()
+        print(closed, seen, frame.reference_count, mem.audit().clean)
+        """)
+    assert told.decode().split("\n")[:2] == ["False 2", "1 ['KeyboardInterrupt'] 1 True"]
+
+
 def test_threads_that_fork_at_once_each_get_a_client_for_their_child(shared):
     frame = shared.alloc_frame()
 

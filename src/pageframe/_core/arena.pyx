@@ -126,6 +126,8 @@ cdef class Arena:
         if self.a.open and self.a.watched:      # what raw references still held
             for frame in range(self.a.frames):
                 pf_let_go(&self.a, frame)
+        if self.child_fd >= 0:
+            close(self.child_fd)
         if self.mapping != NULL:
             munmap(self.mapping, self.mapping_size)
         if self.a.raw != NULL:

@@ -47,16 +47,19 @@ private_arenas = weakref.WeakValueDictionary()  # those whose memory is a file
 # Python's may let other threads run; so these take the places, and what is held is given by a
 # handler of the C library, within fork() itself.
 forking = RLock()               # one fork at a time: held from before it until after it
-cdef list forking_arenas = []   # those that are open, or have a file for the child
+cdef list forking_arenas = []   # those of which a child has anything
+cdef list turned_arenas = []    # in a child: those in which it is still to say who it is
+cdef int (*note_spaces)() except -1     # NULL until vm_space is imported
+cdef void (*leave_spaces)() noexcept
 
 cdef extern from * nogil:
     """
     #include <pthread.h>
     #include <unistd.h>
-    /* Whether this thread forks by way of Python, with places taken. */
+    /* How many forks by way of Python this thread is in, one within the hooks of another. */
     static _Thread_local int pf_forking;
     """
-    bint pf_forking
+    int pf_forking
     int pthread_atfork(void (*)() noexcept nogil, void *, void (*)() noexcept nogil)
     int64_t lseek(int, int64_t, int)
     int64_t pwrite(int, const void *, size_t, int64_t)
@@ -122,8 +125,9 @@ cdef void forget(Arena mem, uint64_t start, uint64_t stop) noexcept:
 
 cdef void use_child_place(Arena mem) noexcept:
     """In the child: use the place that the parent has taken."""
-    close(mem.fd)           # with it, the parent's lock would outlive the parent
-    mem.fd = -1
+    if mem.fd >= 0:
+        close(mem.fd)       # with it, the parent's lock would outlive the parent
+        mem.fd = -1
     mem.a.epoch += 1
     mem.working = 0
     mem.registering = mem.reaper = 0
@@ -146,10 +150,12 @@ cdef int settle(Arena mem) except -1:
     cdef ledger_walk walk
     cdef uint64_t frame
     cdef uint64_t start = 0
-    if mem.fd < 0:
+    if not mem.a.open:
         if mem.a.watched:
             forget(mem, 0, mem.a.frames)
         shared_arenas.pop(id(mem), None)
+        return 0
+    if not mem.span:
         return 0
     describe(mem, mem.a.client)
     if mem.raw_used or mem.a.watched:
@@ -203,7 +209,7 @@ cdef bint copy_range(Arena mem, uint64_t start, uint64_t stop) noexcept nogil:
 
 cdef void use_copy(Arena mem) noexcept:
     """In the child: use the copy that the parent has made."""
-    if mem.child_fd >= 0:
+    if mem.a.open and mem.child_fd >= 0:
         close(mem.map_fd)
         mem.map_fd = mem.child_fd
         mem.child_fd = -1
@@ -212,26 +218,37 @@ cdef void use_copy(Arena mem) noexcept:
             return
         except MemoryError:
             pass
-    mem.a.open = False      # what is there is the parent's
-    mem.why_closed = "the arena could not be copied when this process was forked"
-
-
-cdef int give_up_copy(Arena mem) except -1:
-    """In the child: let go of the parent's memory."""
     leave_child_file(mem)
-    if mem.a.watched:
-        forget(mem, 0, mem.a.frames)
-    mem.release_memory()
-    return 0
+    if mem.a.open:
+        mem.why_closed = "the arena could not be copied when this process was forked"
+    try:
+        mem.release_memory()    # what is there is the parent's
+    except MemoryError:
+        pass
 
 
 # -- hooks -------------------------------------------------------------------------------------
+
+cdef void with_spaces(int (*note)() except -1, void (*leave)() noexcept) noexcept:
+    """Have note() called within fork() before the child is given anything, leave() in the child.
+
+    Nothing may be allocated from Python behind the first note: the collector could run.
+    """
+    global note_spaces, leave_spaces
+    note_spaces, leave_spaces = note, leave
+
 
 cdef void within_fork() noexcept nogil:
     """Called by fork() in the thread that forks."""
     if pf_forking:
         with gil:       # which this thread has
-            add_open_arenas()
+            try:
+                note_arenas()
+                if note_spaces != NULL:
+                    note_spaces()
+            except BaseException:       # no memory: the child finds them closed
+                for mem in forking_arenas:
+                    leave_child_file(<Arena>mem)
             for mem in forking_arenas:
                 if not (<Arena>mem).a.open or (<Arena>mem).child_fd < 0:
                     continue
@@ -250,32 +267,37 @@ cdef void within_child() noexcept nogil:
 
 cdef void turn_to_own() noexcept:
     """In the child: use what is there for it.  No Python code may run before or in this."""
+    global forking_arenas, turned_arenas
     forget_lock()
     for mem in forking_arenas:
         if (<Arena>mem).span:
             use_child_place(<Arena>mem)
-        elif (<Arena>mem).a.open:
+        else:
             use_copy(<Arena>mem)
+    if leave_spaces != NULL:
+        leave_spaces()
+    forking_arenas, turned_arenas = turned_arenas, forking_arenas
 
 
 if pthread_atfork(within_fork, NULL, within_child):
     raise MemoryError("no memory for a fork handler")
 
 
-cdef bint is_forking() noexcept nogil:
-    return pf_forking
-
-
-cdef int add_open_arenas() except -1:
-    """Note the arenas that a child will find open."""
-    cdef Arena mem, noted
+cdef int note_arenas() except -1:
+    """Note the arenas of which a child has anything, also those that a thread joins or leaves."""
+    cdef Arena mem
     for mem in alive(shared_arenas) + alive(private_arenas):
-        if mem.a.open:
-            for noted in forking_arenas:
-                if noted is mem:
-                    break
-            else:
-                forking_arenas.append(mem)
+        if mem.a.open or mem.fd >= 0 or mem.map_fd >= 0:
+            note_arena(mem)
+    return 0
+
+
+cdef int note_arena(Arena mem) except -1:
+    cdef Arena noted
+    for noted in forking_arenas:
+        if noted is mem:
+            return 0
+    forking_arenas.append(mem)
     return 0
 
 
@@ -293,17 +315,20 @@ def before_fork():
     global pf_forking
     errors = []
     forking.acquire()
-    add_open_arenas()
+    pf_forking += 1
+    note_arenas()
     for mem in forking_arenas[:]:
         try:
             leave_child_file(mem)       # of a fork that a signal handler has interrupted
+            if not (<Arena>mem).a.open:
+                continue
             if (<Arena>mem).span:
                 take_child_place(mem)
             else:
                 (<Arena>mem).child_fd = backing.create_private(mem.size)
+            note_arena(mem)     # such a fork has forgotten it
         except BaseException as error:  # shown below; the child finds the arena closed
             errors.append(error)
-    pf_forking = True
     if errors:
         raise errors[0]
 
@@ -311,7 +336,9 @@ def before_fork():
 def after_in_parent():
     """Let go of what is the child's."""
     global pf_forking
-    pf_forking = False
+    if not pf_forking:
+        return      # interrupted while it waited for the fork of another thread
+    pf_forking -= 1
     for mem in forking_arenas:
         leave_child_file(mem)
     forking_arenas.clear()
@@ -319,24 +346,22 @@ def after_in_parent():
 
 
 def after_in_child():
-    """Use the places that the parent has taken, and the copies that it has made."""
+    """Say in all arenas who this process is, and forget what the parent alone holds."""
     global forking, pf_forking
     if not pf_forking:      # forked by something that does not tell Python before
-        forking_arenas.clear()
-        add_open_arenas()
+        for mem in forking_arenas:      # by another thread's fork
+            leave_child_file(mem)
+        note_arenas()
         turn_to_own()
-    pf_forking = False
+    pf_forking = 0
     forking = RLock()
+    forking_arenas.clear()
     errors = []
-    for mem in forking_arenas:
+    while turned_arenas:
         try:
-            if (<Arena>mem).span:
-                settle(mem)
-            elif not (<Arena>mem).a.open:
-                give_up_copy(mem)
+            settle(turned_arenas.pop())
         except BaseException as error:      # such as a signal's: the others are settled all the same
             errors.append(error)
-    forking_arenas.clear()
     if errors:
         raise errors[0]
 

@@ -496,12 +496,16 @@ cdef class PhysicalMemory(ArenaView):
         finally:
             self.a.leaving = False
         backing.lock(self.fd, backing.MEMBERSHIP, True)
-        free_place(self, self.a.client)
-        if (self.path is not None and self.a.flags & PF_UNLINK_ON_LAST
-                and not backing.locked(self.fd, client_offset(self, 0),
-                                       self.a.client_capacity * sizeof(pf_client))):
-            pf_store_release_u32(&self.a.header.gone, 1)
-            backing.remove_name(self.fd, self.path)
+        try:
+            free_place(self, self.a.client)
+            if (self.path is not None and self.a.flags & PF_UNLINK_ON_LAST
+                    and not backing.locked(self.fd, client_offset(self, 0),
+                                           self.a.client_capacity * sizeof(pf_client))):
+                pf_store_release_u32(&self.a.header.gone, 1)
+                backing.remove_name(self.fd, self.path)
+        finally:    # not with the file alone: a child that was forked meanwhile may have that, too
+            backing.unlock(self.fd, client_offset(self, self.a.client))
+            backing.unlock(self.fd, backing.MEMBERSHIP)
         return 0
 
     cdef int drop_file(self) except -1:

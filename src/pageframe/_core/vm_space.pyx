@@ -46,7 +46,7 @@ from pageframe._core.early import parse_size
 from pageframe._core.errors import (
     AddressInUseError, CopyOnWriteError, FrameTypeError, NotAlignedError, NotMappedError,
     OutOfBoundError, RangeInUseError, RangeLockedError, SpaceClosedError)
-from pageframe._core.fork cimport alive, is_forking
+from pageframe._core.fork cimport alive, with_spaces
 from pageframe._core.frame cimport Frame, UFrame, clone_frame
 from pageframe._core.handle cimport Holder, movable
 from pageframe._core.kernel_map cimport (
@@ -60,9 +60,6 @@ from pageframe._core.page_table cimport (
 from pageframe._core.segment cimport Segment, USegment, clone_range, give_up, hold_range
 from pageframe._core.slot cimport pf_slot_count
 from pageframe._core.vector cimport FrameVec, alloc_frames, empty_vec, forget_frames, hold_all
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_atfork(void (*)() noexcept nogil, void *, void (*)() noexcept nogil)
 
 cdef extern from "<unistd.h>" nogil:
     long sysconf(int)
@@ -1397,12 +1394,16 @@ cdef VmView new_view(VmSpace space, uint64_t first, uint64_t stop):
 
 # -- fork --------------------------------------------------------------------------------------
 
-cdef void within_fork() noexcept nogil:
-    """Called by fork() in the thread that forks: note what the spaces of shared arenas show."""
-    if is_forking():
-        with gil:       # which this thread has
-            for space in alive(spaces):
-                note_for_child(space)
+cdef list forking_spaces = None     # within a fork: those that a child has
+
+
+cdef int note_spaces() except -1:
+    """Within fork(): note what the spaces of shared arenas show."""
+    global forking_spaces
+    forking_spaces = alive(spaces)
+    for space in forking_spaces:
+        note_for_child(space)
+    return 0
 
 
 cdef void note_for_child(VmSpace space) noexcept:
@@ -1410,29 +1411,50 @@ cdef void note_for_child(VmSpace space) noexcept:
         space.unmade or collect(&space.table, 0, space.pages, &space.at_fork))
 
 
-cdef void within_child() noexcept nogil:
-    """Called by fork() in the child: no space may end as the parent's."""
-    if is_forking():
-        with gil:
-            for space in alive(spaces):
-                leave_to_parent(space)
+cdef void leave_spaces() noexcept:
+    """In the child, within fork(): no space may end as the parent's, or show what is the parent's."""
+    if forking_spaces is not None:
+        for space in forking_spaces:
+            leave_to_parent(space)
 
 
 cdef void leave_to_parent(VmSpace space) noexcept:
-    """Let go of the tables, which are the parent's, and of the locks of its other threads."""
-    cdef unsigned long me = get_ident()
-    space.locks = [held for held in space.locks if (<RangeLock>held).owner == me]
+    cdef unsigned long me
     if space.mem.span:
-        space.table.root = space.table.nodes = 0
+        space.table.root = space.table.nodes = 0        # they are the parent's
         space.unmade = space.unmade or space.noted      # what it shows is held until it goes
+        if space.mem.a.open and space.where.base != NULL:
+            space.why_over = "this process is being forked"
+    elif space.where.base != NULL:
+        show_copy(space)
+    me = get_ident()
+    space.locks = [held for held in space.locks if (<RangeLock>held).owner == me]
 
 
-if pthread_atfork(within_fork, NULL, within_child):
-    raise MemoryError("no memory for a fork handler")
+cdef void show_copy(VmSpace space) noexcept:
+    """In the child: show its copies of the frames of a private arena."""
+    cdef run_list shown
+    cdef int error = 0
+    if not space.mem.a.open:
+        blank(&space.where)
+        return
+    memset(&shown, 0, sizeof(shown))
+    if not collect(&space.table, 0, space.pages, &shown):
+        error = ENOMEM
+    error = error or show(&space.where, space.mem.map_fd, &shown)
+    free_runs(&shown)
+    if error:
+        blank(&space.where)
+        space.why_over = "its frames could not be mapped when this process was forked"
+
+
+with_spaces(note_spaces, leave_spaces)
 
 
 def after_in_parent():
     """Forget what was noted."""
+    global forking_spaces
+    forking_spaces = None
     for space in alive(spaces):
         (<VmSpace>space).noted = False
         if not (<VmSpace>space).unmade:
@@ -1440,11 +1462,12 @@ def after_in_parent():
 
 
 def after_in_child():
-    """Have all spaces show what this process holds."""
+    """Have all spaces of shared arenas show what this process holds."""
     here = alive(spaces)
     errors = []
-    for space in here:
-        leave_to_parent(space)      # now, should something have forked that does not tell Python before
+    if forking_spaces is None:      # forked by something that does not tell Python before
+        for space in here:
+            leave_to_parent(space)
     for space in here:
         try:
             be_child(space)
@@ -1458,24 +1481,7 @@ def after_in_child():
 cdef int be_child(VmSpace space) except -1:
     """In the child: make the space one of this process."""
     cdef Change change
-    cdef run_list shown
-    cdef int error = 0
-    if space.where.base == NULL:
-        return 0        # closed
-    if not space.mem.span:
-        if not space.mem.a.open:
-            blank(&space.where)
-            return 0
-        memset(&shown, 0, sizeof(shown))
-        if not collect(&space.table, 0, space.pages, &shown):
-            error = ENOMEM
-        error = error or show(&space.where, space.mem.map_fd, &shown)
-        free_runs(&shown)
-        if error:
-            blank(&space.where)
-            space.why_over = "its frames could not be mapped when this process was forked"
-        return 0
-    if not space.mem.a.open:
+    if space.where.base == NULL or not space.mem.span or not space.mem.a.open:
         return 0
     space.why_over = "there was no memory for a page table of its own when this process was forked"
     if space.noted:
