@@ -776,6 +776,7 @@ def test_a_limit_of_file_sizes_is_no_room_either(name, tmp_path, where):
     assert not (tmp_path / "arena").exists()
 
 
+@pytest.mark.skipif("PAGEFRAME_SANITIZE" in os.environ, reason="AddressSanitizer takes more than that")
 def test_the_limit_of_address_space_is_an_error_of_its_own(name):
     told = run(
         """
