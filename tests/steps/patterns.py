@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from typing import ClassVar
 
-from pageframe import FrameMeta, Link, LinkedList, UniqueFrame, UntypedFrameMeta, u64
+from pageframe import FrameInUseError, FrameMeta, Link, LinkedList, UniqueFrame, UntypedFrameMeta, u64
 
 counter = itertools.count(1)
 
@@ -137,9 +137,14 @@ def make_vector(mem, count: int, meta=Page) -> Holding:
 
 def make_unique(mem, meta=Page) -> Holding:
     """Allocate and mark a unique frame."""
-    holding = make(mem, meta)
-    holding.handle = holding.handle.try_unique()
-    return holding
+    while True:
+        holding = make(mem, meta)
+        try:
+            holding.handle = holding.handle.try_unique()
+        except FrameInUseError:  # somebody has just taken a reference to it, by its address
+            holding.handle.drop()
+        else:
+            return holding
 
 
 def make_list(mem, count: int) -> Holding:
