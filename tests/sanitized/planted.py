@@ -67,7 +67,7 @@ FAULTS = {
         ),
         "a reference that is counted without atomics": Fault(
             "slot.h",
-            "    if (pf_add_relaxed_u64(&s->count, 1) >= PF_MAX) {",
+            "    if (pf_add_release_u64(&s->count, 1) >= PF_MAX) {",
             "    if (s->count++ >= PF_MAX) {",
             [*STRESS, "private"],
             ["ThreadSanitizer: data race", "pf_slot_inc"],
@@ -97,6 +97,13 @@ FAULTS = {
 }
 
 
+def source_of(fault):
+    """Return the text of the file that a fault is put in, in which its line stands once."""
+    text = (ROOT / "src" / "pageframe" / "_core" / fault.file).read_text()
+    assert text.count(f"{fault.line}\n") == 1, f"{fault.file} has not one line {fault.line!r}"
+    return text
+
+
 def plant(kind, name, fault):
     """Make a copy of the sanitized package with a fault; return the folder to find it in."""
     python = install(kind)
@@ -106,10 +113,8 @@ def plant(kind, name, fault):
     shutil.copytree(Path(package, "pageframe"), home / "pageframe", copy_function=os.link)
     core = home / "pageframe" / "_core"
     source = core / fault.file
-    text = (ROOT / "src" / "pageframe" / "_core" / fault.file).read_text()
-    assert text.count(f"{fault.line}\n") == 1, f"{fault.file} has not one line {fault.line!r}"
     source.unlink(missing_ok=True)  # a link, whose other name stays as it is
-    source.write_text(text.replace(f"{fault.line}\n", f"{fault.instead}\n"))
+    source.write_text(source_of(fault).replace(f"{fault.line}\n", f"{fault.instead}\n"))
     if source.suffix == ".pyx":
         target = source.with_suffix(sysconfig.get_config_var("EXT_SUFFIX"))
         target.unlink()
