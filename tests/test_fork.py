@@ -1056,6 +1056,7 @@ def test_a_fork_that_is_interrupted_before_its_turn_takes_no_place_from_another_
 
         mem = pf.PhysicalMemory.create("1 MiB")
         frame = mem.alloc_frame()
+        space = pf.VmSpace(mem, 4096)
 
         def interrupted(*args):
             raise KeyboardInterrupt
