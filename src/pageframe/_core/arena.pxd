@@ -134,6 +134,7 @@ cdef extern from "arena.h" nogil:
         uint32_t page_shift
         uint32_t slot_shift
         bint open
+        bint closing
         bint leaving
         int file
         uint32_t views
@@ -232,6 +233,7 @@ cdef class Arena:
     cdef void seal_header(self, uint64_t own_frames) noexcept
     cdef int release_memory(self) except -1
     cdef bint shut(self) except -1
+    cdef int stop_threads(self) except -1
     cdef int check_open(self) except -1
     cdef int check_shown(self) except -1
     cdef bint make_room(self) except -1
@@ -254,6 +256,11 @@ cdef inline object as_int(object value):
     May run the user's code, so whatever is to be checked is checked afterwards.
     """
     return value if type(value) is int else plain_int(value)
+
+
+cdef inline bint gives_back(const pf_arena *a) noexcept nogil:
+    """Whether what a handle of this process holds is still to be given back."""
+    return a.open or a.closing
 
 
 cdef inline int fill_buffer(

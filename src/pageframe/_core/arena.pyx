@@ -322,17 +322,22 @@ cdef class Arena:
         the frames of all threads, each is stopped where it lets others run.
         """
         self.a.open = False
-        if FREE_THREADED:
-            sys._current_frames()
+        self.stop_threads()
         # Acquire pairs with the release of those that have ended.
         if pf_load_acquire_u32(&self.working):
             self.a.open = True
             return False
         return True
 
+    cdef int stop_threads(self) except -1:
+        """Where there is no interpreter lock: wait until each thread is where it lets others run."""
+        if FREE_THREADED:
+            sys._current_frames()
+        return 0
+
     cdef int release_memory(self) except -1:
         """Give the memory back to the system; the addresses stay reserved and read as zero."""
-        self.a.open = False
+        self.a.open = self.a.closing = False
         map_memory(self.a.base, self.span or self.a.size, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1)
         if self.map_fd >= 0:

@@ -142,7 +142,7 @@ cdef void use_child_place(Arena mem) noexcept:
         mem.why_closed = (
             "this process was forked while the arena's table of clients was full, or by something "
             "that does not tell Python")
-    mem.a.open = mem.a.leaving = False
+    mem.a.open = mem.a.closing = mem.a.leaving = False
 
 
 cdef int settle(Arena mem) except -1:

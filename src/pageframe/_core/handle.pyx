@@ -30,7 +30,7 @@ from pageframe._core.allocator cimport (
     claim_one, claim_range, claim_run, free_frames, give_back,
     give_back_range, longest_free_run, my_lane, next_bit)
 from pageframe._core.arena cimport (
-    PF_ARENA, PF_ON_DROP, PF_OPAQUE, PF_POISON, PF_UNTYPED, fill_buffer, pf_bytes_at, pf_frame_of,
+    PF_ARENA, PF_ON_DROP, PF_OPAQUE, PF_POISON, PF_UNTYPED, fill_buffer, gives_back, pf_bytes_at, pf_frame_of,
     pf_let_go, pf_slot_at, pf_type_flags)
 from pageframe._core.errors import (
     ArenaClosedError, FrameBusyError, FrameGoneError, FrameInUseError, FrameReservedError, FrameTypeError,
@@ -243,13 +243,13 @@ cdef void orphan(pf_arena *a, uint32_t *entry, pf_slot *slot) noexcept nogil:
 
 cdef void put(Arena mem, pf_slot *slot) noexcept:
     """Give up one reference."""
-    if mem.a.open and pf_ref_put(&mem.a, slot):
+    if gives_back(&mem.a) and pf_ref_put(&mem.a, slot):
         end_life(mem, slot, True)
 
 
 cdef void put_unique(Arena mem, pf_slot *slot) noexcept:
     """Give up the ownership of a frame: its life ends."""
-    if mem.a.open:
+    if gives_back(&mem.a):
         pf_slot_make_busy(slot)
         end_life(mem, slot, True)
 

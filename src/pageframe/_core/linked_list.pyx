@@ -18,7 +18,7 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from pageframe._core.arena cimport (
-    PF_LINKED, Arena, as_int, pf_arena, pf_frame_of, pf_slot_at)
+    PF_LINKED, Arena, as_int, gives_back, pf_arena, pf_frame_of, pf_slot_at)
 from pageframe._core.errors import FrameTypeError, MovedError, PageFrameError
 from pageframe._core.handle cimport movable, put_unique, raise_moved, raise_stayed
 from pageframe._core.ledger cimport (
@@ -289,7 +289,7 @@ cdef void release(LinkedList self) noexcept:
     """Free the frames, front first; on_drop finds each out of the list."""
     cdef uint32_t list_id = self.list_id
     self.list_id = 0
-    if self.mem.a.open and self.epoch == self.mem.a.epoch:
+    if gives_back(&self.mem.a) and self.epoch == self.mem.a.epoch:
         while self.front:
             put_unique(self.mem, self.take(self.front))
         self.mem.list_ids.append(list_id)

@@ -910,13 +910,18 @@ cdef class PhysicalMemory(ArenaView):
         try:
             self.check_unused()
             # From here on no other code may run, the collector's included.
-            if not self.shut():
-                raise ArenaInUseError("the arena can't be closed: a thread of this process works in it")
+            self.a.closing = True   # what a thread drops meanwhile must not be lost, should it stay open
             try:
-                self.check_unused()     # a thread that did not know yet may have come between
-            except BaseException:
-                self.a.open = True
-                raise
+                if not self.shut():
+                    raise ArenaInUseError("the arena can't be closed: a thread of this process works in it")
+                try:
+                    self.check_unused()     # a thread that did not know yet may have come between
+                except BaseException:
+                    self.a.open = True
+                    raise
+            finally:
+                self.a.closing = False
+            self.stop_threads()     # those that have dropped the last are done
             if self.span:
                 self.leave()
             self.release_memory()

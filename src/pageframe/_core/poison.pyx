@@ -21,7 +21,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from pageframe._core.allocator cimport give_back_range
-from pageframe._core.arena cimport Arena, pf_arena, pf_bytes_at, pf_client, pf_slot_at
+from pageframe._core.arena cimport Arena, gives_back, pf_arena, pf_bytes_at, pf_client, pf_slot_at
 from pageframe._core.errors import ArenaDamagedError, MovedError, WriteAfterReleaseWarning
 from pageframe._core.ledger cimport PF_POISON_BYTE, pf_now, pf_poison_sound, pf_release
 from pageframe._core.meta cimport class_of
@@ -62,7 +62,7 @@ cdef int check_poison(Arena mem, const uint64_t *frames, uint64_t first, uint64_
             mem.check_open()
             i += 1
     except BaseException:
-        if mem.a.open and mem.a.epoch == epoch:
+        if gives_back(&mem.a) and mem.a.epoch == epoch:
             for i in range(count):
                 give_back_range(&mem.a, number_of(frames, first, i), 1)
         raise

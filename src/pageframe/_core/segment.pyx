@@ -17,8 +17,8 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from pageframe._core.allocator cimport give_back_mask, give_back_range
 from pageframe._core.arena cimport (
-    PF_ON_DROP, PF_TYPE_LIMIT, PF_UNTYPED, Arena, as_int, fill_buffer, pf_arena, pf_bytes_at, pf_frame_of,
-    pf_slot_at, pf_type_flags, table_array)
+    PF_ON_DROP, PF_TYPE_LIMIT, PF_UNTYPED, Arena, as_int, fill_buffer, gives_back, pf_arena, pf_bytes_at,
+    pf_frame_of, pf_slot_at, pf_type_flags, table_array)
 from pageframe._core.errors import FrameTypeError, NotAlignedError, OutOfBoundError
 from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport (
@@ -87,7 +87,7 @@ cdef uint64_t inc_range(pf_arena *a, uint64_t first, uint64_t count) noexcept no
 cdef void give_up(Arena mem, uint64_t first, uint64_t count) noexcept:
     """Give up a reference to each frame of a run."""
     cdef uint64_t frame
-    if not mem.a.open:
+    if not gives_back(&mem.a):
         return
     if (mem.user_allocator is not None
             or pf_type_flags(&mem.a, pf_slot_at(&mem.a, first)) & PF_ON_DROP):

@@ -18,7 +18,8 @@ from libc.stdlib cimport calloc, free
 
 from pageframe._core.allocator cimport claim_many, give_back_mask, give_back_range
 from pageframe._core.arena cimport (
-    PF_ON_DROP, PF_POISON, Arena, as_int, pf_arena, pf_frame_of, pf_slot_at, pf_type_flags, table_array)
+    PF_ON_DROP, PF_POISON, Arena, as_int, gives_back, pf_arena, pf_frame_of, pf_slot_at, pf_type_flags,
+    table_array)
 from pageframe._core.errors import FrameTypeError, MovedError
 from pageframe._core.frame cimport Frame, clone_frame
 from pageframe._core.handle cimport (
@@ -79,7 +80,7 @@ cdef Py_ssize_t inc_all(pf_arena *a, const uint64_t *frames, Py_ssize_t count) n
 cdef void give_up(Arena mem, const uint64_t *frames, Py_ssize_t count) noexcept:
     """Give up a reference to each frame."""
     cdef Py_ssize_t i
-    if count == 0 or not mem.a.open:
+    if count == 0 or not gives_back(&mem.a):
         return
     if (mem.user_allocator is not None
             or pf_type_flags(&mem.a, pf_slot_at(&mem.a, frames[0])) & PF_ON_DROP):

@@ -40,7 +40,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset, strerror
 
 from pageframe._core.arena cimport (
-    PF_UNTYPED, Arena, as_int, fill_buffer, pf_bytes_at, pf_frame_of, pf_slot_at, pf_type_flags)
+    PF_UNTYPED, Arena, as_int, fill_buffer, gives_back, pf_bytes_at, pf_frame_of, pf_slot_at, pf_type_flags)
 from pageframe._core.array cimport VirtualBytes, array_over, geometry, lay_out
 from pageframe._core.early import parse_size
 from pageframe._core.errors import (
@@ -873,7 +873,7 @@ cdef class VmSpace:
         if self.mem is not None:
             # Nobody can see a frame any more before it is given up.
             give_up_range(&self.where)
-            if self.mem.a.open:
+            if gives_back(&self.mem.a):
                 release_all(self.mem, &self.table)
                 if self.unmade:
                     self.unmade = False
