@@ -914,14 +914,13 @@ cdef class PhysicalMemory(ArenaView):
             try:
                 if not self.shut():
                     raise ArenaInUseError("the arena can't be closed: a thread of this process works in it")
-                try:
-                    self.check_unused()     # a thread that did not know yet may have come between
-                except BaseException:
-                    self.a.open = True
-                    raise
-            finally:
+                self.check_unused()     # a thread that did not know yet may have come between
                 self.a.closing = False
-            self.stop_threads()     # those that have dropped the last are done
+                self.stop_threads()     # those that have dropped the last are done
+            except BaseException:
+                self.a.open = True
+                self.a.closing = False
+                raise
             if self.span:
                 self.leave()
             self.release_memory()
