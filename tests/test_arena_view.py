@@ -40,6 +40,7 @@ from pageframe import (
     UniqueFrame,
     VmSpace,
 )
+from pageframe._core import backing
 from processes import Forked
 from types_for_tests import Node, Page
 
@@ -617,6 +618,13 @@ def test_a_damaged_arena_is_listed_with_its_problem_and_never_among_those_that_c
     assert "checksum" in info.problem
     assert (info.size > MIB, info.total_frames, info.id) == (True, 0, "")
     assert name not in [info.name for info in PhysicalMemory.list()]
+
+
+def test_arenas_that_go_while_they_are_listed_are_left_out(shared, monkeypatch):
+    gone = file_of(shared.name + "-gone")
+    monkeypatch.setattr(backing, "named_files", lambda: [gone, file_of(shared.name)])
+    monkeypatch.setattr(backing, "unnamed_ids", lambda: {b"\xff" * 16})
+    assert [info.name for info in PhysicalMemory.list(all=True)] == [shared.name]
 
 
 # -- change and damage under a view ------------------------------------------------------------
