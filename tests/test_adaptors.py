@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -723,6 +724,30 @@ def test_a_forked_child_accounts_for_what_it_holds_and_leaves_the_log_alone(tmp_
             unique.drop()
         replay = Replay(rows(path))
         assert (replay.current, replay.total, replay.peak) == ({}, 4, 4)
+
+
+def let_go_of_a_log(conn, mem, logs, path):
+    """Return whether the file is open: with the adaptor, and once another has its account."""
+    found = [is_open(path)]
+    logs.clear()
+    gc.collect()
+    StatisticsAdaptor(mem)
+    return [*found, is_open(path)]
+
+
+def is_open(path):
+    return path in [link.resolve() for link in Path("/proc/self/fd").iterdir()]
+
+
+def test_a_forked_child_that_lets_go_of_its_parents_log_closes_it_and_writes_nothing(mem, tmp_path):
+    path = tmp_path / "log"
+    logs = [LogAdaptor(mem, path)]
+    logs[0].alloc_frame().drop()
+    with Forked(let_go_of_a_log, mem, logs, path) as child:
+        assert child.result() == [True, False]
+    assert path.read_text() == ""
+    logs.pop().close()
+    assert [line["event"] for line in rows(path)] == ["allocate", "release"]
 
 
 def allocate_and_die(conn, mem):

@@ -170,8 +170,10 @@ static int pf_log_flush(pf_log *log, int closes) {
         pf_log_write(log);
         error = log->error;
         if (closes) {
-            close(log->fd);
+            /* In this order: a child forked in between must not close what another has opened. */
+            int fd = log->fd;
             log->fd = -1;
+            close(fd);
         }
         pthread_mutex_unlock(&log->mutex);
     }
