@@ -83,6 +83,53 @@ def test_an_arena_without_a_name_leaves_no_file_and_is_listed_while_it_lives():
     assert not [info for info in PhysicalMemory.list() if info.size == 5 * MIB]
 
 
+def test_who_looks_for_arenas_takes_nothing_out_of_a_pipe_that_a_descriptor_has_become():
+    told = run("""
+        import tempfile
+        from pathlib import Path
+        file = tempfile.TemporaryFile()
+        reader, writer = os.pipe()
+        os.write(writer, b"mine")
+        link = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+        stat = Path.stat
+
+        def becomes_a_pipe(self, **options):
+            status = stat(self, **options)
+            if self == link:
+                os.dup2(reader, file.fileno())
+                tell("a pipe now")
+            return status
+
+        Path.stat = becomes_a_pipe
+        PhysicalMemory.list()       # it would wait for more, besides
+        tell(os.read(reader, 10))
+        """, "")  # fmt: skip
+    assert told == "a pipe now\nb'mine'"
+
+
+def test_an_arena_without_a_name_is_not_mistaken_for_what_its_descriptor_has_become():
+    run("""
+        from pathlib import Path
+        first = os.open("/dev/null", os.O_RDONLY)   # who looks comes here first
+        mem, other = PhysicalMemory.create("1 MiB"), PhysicalMemory.create("1 MiB")
+        files = {one: next(int(link.name) for link in Path("/proc/self/fd").iterdir()
+                           if one.id in str(link.readlink())) for one in (mem, other)}
+        readlink = Path.readlink
+
+        def becomes_another(self):
+            if self != Path(f"/proc/{os.getpid()}/fd/{first}"):
+                return readlink(self)
+            os.dup2(files[mem], first)
+            target = readlink(self)
+            os.dup2(files[other], first)
+            return target
+
+        Path.readlink = becomes_another
+        with PhysicalMemory.attach(id=mem.id) as again:
+            assert again.id == mem.id
+        """, "")  # fmt: skip
+
+
 # -- with a name -------------------------------------------------------------------------------
 
 

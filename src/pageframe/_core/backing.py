@@ -335,7 +335,7 @@ def open_file(path: Path, mode: int = os.O_RDWR) -> int:
     try:
         # Who may write to /dev/shm could put a link there to any file of ours.
         follow = 0 if path.parent != SHM else os.O_NOFOLLOW
-        fd = os.open(path, mode | os.O_CLOEXEC | os.O_NONBLOCK | follow)
+        fd = os.open(path, mode | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | follow)
     except FileNotFoundError:
         raise ArenaNotFoundError(errno.ENOENT, "there is no such arena", str(path)) from None
     except PermissionError as error:
@@ -471,11 +471,11 @@ def unnamed_id(link: Path) -> bytes | None:
         # A file that was made without a name shows as deleted though it has got one.
         if status is None or not stat.S_ISREG(status.st_mode) or status.st_nlink:
             return None
-        with link.open("rb") as file:
+        with open(open_file(link, os.O_RDONLY), "rb") as file:
             data = file.read(HEADER_SIZE)
         return data[176:192] if data.startswith(MAGIC) else None
     except (OSError, ValueError):
-        return None  # closed meanwhile, or a stranger's file is called alike
+        return None  # closed meanwhile or another file by now, or a stranger's is called alike
 
 
 def all_pids() -> Iterator[int]:
@@ -498,9 +498,12 @@ def find_unnamed(arena_id: bytes, pid: int, mode: int = os.O_RDWR) -> int | None
     for found, link in unnamed_files(chain((pid,), all_pids())):
         if found == arena_id:
             try:
-                return os.open(link, mode | os.O_CLOEXEC)
-            except OSError:
+                fd = open_file(link, mode)
+            except (OSError, BadArenaError):
                 continue  # closed meanwhile: perhaps another process has it
+            if unnamed_id(Path(f"/proc/self/fd/{fd}")) == arena_id:
+                return fd
+            os.close(fd)  # the descriptor was closed and is another file's
     return None
 
 
