@@ -107,21 +107,24 @@ def test_who_looks_for_arenas_takes_nothing_out_of_a_pipe_that_a_descriptor_has_
     assert told == "a pipe now\nb'mine'"
 
 
-def test_an_arena_without_a_name_is_not_mistaken_for_what_its_descriptor_has_become():
+def test_an_arena_without_a_name_is_not_mistaken_for_what_its_descriptors_have_become():
     run("""
         from pathlib import Path
-        first = os.open("/dev/null", os.O_RDONLY)   # who looks comes here first
+        first, second, null = (os.open("/dev/null", os.O_RDONLY) for _ in range(3))     # looked at first
         mem, other = PhysicalMemory.create("1 MiB"), PhysicalMemory.create("1 MiB")
         files = {one: next(int(link.name) for link in Path("/proc/self/fd").iterdir()
                            if one.id in str(link.readlink())) for one in (mem, other)}
+        become = {Path(f"/proc/{os.getpid()}/fd/{fd}"): (fd, new)
+                  for fd, new in ((first, files[other]), (second, null))}
         readlink = Path.readlink
 
         def becomes_another(self):
-            if self != Path(f"/proc/{os.getpid()}/fd/{first}"):
+            if self not in become:
                 return readlink(self)
-            os.dup2(files[mem], first)
+            fd, new = become[self]
+            os.dup2(files[mem], fd)
             target = readlink(self)
-            os.dup2(files[other], first)
+            os.dup2(new, fd)
             return target
 
         Path.readlink = becomes_another
