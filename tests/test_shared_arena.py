@@ -50,9 +50,8 @@ def open_files():
 
 def memfd_of(mem):
     """The descriptor that this process has of an arena without a name."""
-    arena_id = next(info.id for info in PhysicalMemory.list() if info.name is None and info.size == mem.size)
     for entry in Path("/proc/self/fd").iterdir():
-        if entry.is_symlink() and str(entry.readlink()).startswith(f"/memfd:pageframe-{arena_id}"):
+        if entry.is_symlink() and str(entry.readlink()).startswith(f"/memfd:pageframe-{mem.id}"):
             return int(entry.name)
     raise AssertionError("no memfd")
 
@@ -76,11 +75,11 @@ def test_an_arena_without_a_name_leaves_no_file_and_is_listed_while_it_lives():
     before = set(Path("/dev/shm").iterdir())
     with PhysicalMemory.create(5 * MIB) as mem:
         assert set(Path("/dev/shm").iterdir()) <= before
-        [info] = [info for info in PhysicalMemory.list() if info.size == 5 * MIB]
+        [info] = [info for info in PhysicalMemory.list() if info.id == mem.id]
         assert (info.name, info.path, info.page_size, info.clients) == (None, None, 4096, 1)
         assert len(bytes.fromhex(info.id)) == 16
         assert mem.clients[0].pid == os.getpid()
-    assert not [info for info in PhysicalMemory.list() if info.size == 5 * MIB]
+    assert info.id not in [other.id for other in PhysicalMemory.list()]
 
 
 def test_who_looks_for_arenas_takes_nothing_out_of_a_pipe_that_a_descriptor_has_become():
