@@ -107,7 +107,7 @@ def test_who_looks_for_arenas_takes_nothing_out_of_a_pipe_that_a_descriptor_has_
 
 
 def test_an_arena_without_a_name_is_not_mistaken_for_what_its_descriptors_have_become():
-    run("""
+    told = run("""
         from pathlib import Path
         first, second, null = (os.open("/dev/null", os.O_RDONLY) for _ in range(3))     # looked at first
         mem, other = PhysicalMemory.create("1 MiB"), PhysicalMemory.create("1 MiB")
@@ -115,7 +115,7 @@ def test_an_arena_without_a_name_is_not_mistaken_for_what_its_descriptors_have_b
                            if one.id in str(link.readlink())) for one in (mem, other)}
         become = {Path(f"/proc/{os.getpid()}/fd/{fd}"): (fd, new)
                   for fd, new in ((first, files[other]), (second, null))}
-        readlink = Path.readlink
+        readlink, seen = Path.readlink, []
 
         def becomes_another(self):
             if self not in become:
@@ -124,12 +124,15 @@ def test_an_arena_without_a_name_is_not_mistaken_for_what_its_descriptors_have_b
             os.dup2(files[mem], fd)
             target = readlink(self)
             os.dup2(new, fd)
+            seen.append("first" if fd == first else "second")
             return target
 
         Path.readlink = becomes_another
         with PhysicalMemory.attach(id=mem.id) as again:
             assert again.id == mem.id
+        tell(*seen)
         """, "")  # fmt: skip
+    assert told.split() == ["first", "second"] * 2  # to find its id, and to open it
 
 
 # -- with a name -------------------------------------------------------------------------------

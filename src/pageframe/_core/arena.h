@@ -218,7 +218,7 @@ typedef struct pf_arena {
     uint32_t slot_shift;
     int open;
     uint32_t watched;      /* who is to be told when this process lets go of a frame: pf_let_go() */
-    int closing;           /* not open on trial: who gives back what it has may do so */
+    int closing;           /* close() may still fail: not open, but what is held can be given back */
     int leaving;           /* closed, but the memory is still there for the last on_drop */
     int file;              /* the memory is that of a file */
     uint32_t views;        /* arrays over the arena's tables */
