@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from textual.events import Key
 from typer.testing import CliRunner
 
 from other_processes import TIMEOUT, Child, file_of, unique_name
@@ -28,6 +29,7 @@ PICTURES = Path(__file__).parents[1] / "build" / "top"
 SMALL, LARGE = (80, 24), (140, 45)
 SIZES = pytest.mark.parametrize("size", [SMALL, LARGE], ids=["80x24", "140x45"])
 NEVER = 3600.0  # an interval: a test looks when it wants to
+HOPS = 10  # messages from widget to widget that a key takes, at most
 
 # A client that holds 40 frames of one type and a segment of 8, with one frame more than once.
 HOLDER = """
@@ -71,7 +73,16 @@ class Watched:
             assert self.app._exception is None
             assert time.monotonic() < end, f"it never came true; the screen shows\n{self.text()}"
             await self.pilot.pause(0.01)
-        await self.pilot.pause()
+        await self.settle()
+
+    async def shows(self, words):
+        """Wait until the screen shows some words."""
+        await self.until(lambda: words in self.text())
+
+    async def settle(self):
+        """Wait until a key has gone from the application to a widget, back up to it, and done its work."""
+        for _ in range(HOPS):
+            await self.pilot.pause(0)
 
     async def look(self):
         """Have the view look again, and wait until that is shown."""
@@ -81,8 +92,16 @@ class Watched:
 
     async def press(self, *keys):
         """Press keys; what they need from the arena is there afterwards."""
-        await self.pilot.press(*keys)
-        await self.pilot.pause()
+        for key in keys:
+            await self.pilot.press(key)
+            await self.settle()
+
+    def type_ahead(self, *keys):
+        """Press keys faster than the view can follow."""
+        for key in keys:
+            event = Key(key, key if len(key) == 1 else None)
+            event.set_sender(self.app)
+            self.app._driver.send_message(event)
 
     def text(self):
         """Return what the screen shows, line by line."""
@@ -116,6 +135,17 @@ async def watched(name, size=SMALL, interval=NEVER):
             watch = Watched(app, pilot)
             await watch.until(lambda: app.looks and app.main.map_size() in ((0, 0), app.map_size))
             yield watch
+
+
+@pytest.fixture(autouse=True)
+def no_rest(monkeypatch):
+    """Let textual's pilot take no process for idle that only gets little of a busy processor."""
+
+    async def turn(*_):
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr("textual.app.wait_for_idle", turn)
+    monkeypatch.setattr("textual.pilot.wait_for_idle", turn)
 
 
 @pytest.fixture
@@ -214,28 +244,27 @@ def test_numbers_on_the_screen_are_those_of_the_arena(name, mem, size):
     async def use():
         async with watched(name, size) as watch:
             stats = mem.stats()
-            text = watch.text()
-            assert f"used {stats.used_frames:,} (" in text
-            assert f"free {stats.free_frames:,} " in text
-            assert f"fragmentation {stats.fragmentation:.1%}" in text
-            assert f"4 MiB, {stats.total_frames:,} frames of 4 KiB" in text
-            assert f"{len(stats.tickets)} in transit" in text
+            await watch.shows(f"used {stats.used_frames:,} (")
+            await watch.shows(f"free {stats.free_frames:,} ")
+            await watch.shows(f"fragmentation {stats.fragmentation:.1%}")
+            await watch.shows(f"4 MiB, {stats.total_frames:,} frames of 4 KiB")
+            await watch.shows(f"{len(stats.tickets)} in transit")
             for pane, key in (("clients", "2"), ("types", "3"), ("messages", "4"), ("map", "1")):
                 await watch.press(key)
                 if pane == "map":
-                    await watch.until(lambda: "cell " in watch.text())
+                    await watch.shows("cell ")
                     await watch.press("m")
-                    await watch.until(lambda: "by holder" in watch.text())
+                    await watch.shows("by holder")
                     watch.picture("map-by-holder")
-                    assert f"pid {os.getpid()} 23" in watch.text()
+                    await watch.shows(f"pid {os.getpid()} 23")
                     await watch.press("m")
-                    await watch.until(lambda: "by state" in watch.text())
+                    await watch.shows("by state")
                 watch.picture(pane)
                 for row in [] if pane == "map" else watch.rows(pane):
                     for word in row:
-                        assert word in watch.text(), (pane, word)
+                        await watch.shows(word)
             for label, frames in (("shared", stats.shared_frames), ("unique", stats.unique_frames)):
-                assert f"{label} {frames:,}" in watch.text()
+                await watch.shows(f"{label} {frames:,}")
             clients = {row[0]: row[1:3] + row[4:8] for row in watch.rows("clients")}
             assert clients == {
                 str(c.pid): [
@@ -279,7 +308,7 @@ def test_all_panes_are_there_at_once_if_there_is_room_and_take_turns_if_not(name
             for _ in range(4):
                 await watch.press("tab")
                 await watch.until(lambda: len(there()) == 1)
-                assert f"▶ {1 + panes.index(there()[0])} {there()[0].title()}" in watch.text()
+                await watch.shows(f"▶ {1 + panes.index(there()[0])} {there()[0].title()}")
             await watch.press("shift+tab", "shift+tab")
             await watch.until(lambda: there() == ["messages"])
             await watch.pilot.resize_terminal(*LARGE)
@@ -295,10 +324,10 @@ def test_keys_are_at_the_bottom_and_explained(name, mem, size):
             words = ("quit", "sort", "open", "pause", "interval", "help", "1-4 pane")
             await watch.until(lambda: all(word in watch.text().splitlines()[-1] for word in words))
             await watch.press("question_mark")
-            assert "turn the order" in watch.text()
+            await watch.shows("turn the order")
             watch.picture("help")
             await watch.press("escape")
-            assert "turn the order" not in watch.text()
+            await watch.until(lambda: "turn the order" not in watch.text())
             await watch.press("d")
             assert watch.app.theme == "textual-light"
             watch.picture("light")
@@ -358,6 +387,25 @@ def test_the_cursor_stays_on_its_row_when_others_come(name, mem):
 
 
 @SIZES
+def test_keys_typed_ahead_go_to_the_pane_that_was_turned_to(name, mem, size):
+    frames = [mem.alloc_frame(Page()) for _ in range(2)] + [mem.alloc_frame(Node())]
+
+    async def use():
+        async with watched(name, size) as watch:
+            types = watch.app.screen.query_one("#types")
+            watch.type_ahead("3", "down", "down")
+            await watch.until(lambda: types.cursor_row == 2)
+            watch.type_ahead("1", "tab", "tab", "up")
+            await watch.until(lambda: types.cursor_row == 1)
+            watch.type_ahead("4", "shift+tab", "up", "2", "down")
+            await watch.until(lambda: types.cursor_row == 0)
+            assert watch.app.screen.active == "clients"
+
+    asyncio.run(use())
+    frames.clear()
+
+
+@SIZES
 def test_one_can_go_down_from_a_client_to_its_frames_and_their_holders_and_back(name, mem, size):
     async def use(paddr, pid):
         async with watched(name, size) as watch:
@@ -368,12 +416,12 @@ def test_one_can_go_down_from_a_client_to_its_frames_and_their_holders_and_back(
             assert len(rows) == 48
             assert rows[0] == [f"{paddr:#x}", "7", "0", "6", "shared", "__main__.Held"]
             assert {row[1] for row in rows[1:]} == {"1"}
-            assert f"Frames that {pid} (" in watch.text()
-            assert "holds: 48" in watch.text()
+            await watch.shows(f"Frames that {pid} (")
+            await watch.shows("holds: 48")
             watch.picture("frames")
             await watch.press("enter")
             await watch.until(lambda: watch.app.screen.query("#holders") and watch.rows("holders"))
-            assert f"Holders of frame {paddr:#x}: shared, 7 references, __main__.Held" in watch.text()
+            await watch.shows(f"Holders of frame {paddr:#x}: shared, 7 references, __main__.Held")
             assert [row[:4] for row in watch.rows("holders")] == [
                 [str(pid), "6", "0", "0"],
                 [str(os.getpid()), "1", "0", "0"],
@@ -401,7 +449,7 @@ def test_one_can_go_down_from_a_type_and_from_a_message(name, mem):
             types = [row[-1] for row in watch.rows("types")]
             await watch.press(*["down"] * types.index("types_for_tests.Page"), "enter")
             await watch.until(lambda: watch.app.screen.query("#frames") and watch.rows("frames"))
-            assert "Frames of types_for_tests.Page: the first 256 of 300" in watch.text()
+            await watch.shows("Frames of types_for_tests.Page: the first 256 of 300")
             assert [row[:2] for row in watch.rows("frames")][:3] == [
                 [f"{frames[5].start_paddr:#x}", "2"],
                 [f"{frames[9].start_paddr:#x}", "2"],
@@ -413,7 +461,7 @@ def test_one_can_go_down_from_a_type_and_from_a_message(name, mem):
             await watch.until(lambda: watch.rows("frames")[0][0] == f"{last:#x}")
             await watch.press("escape", "4", "enter")
             await watch.until(lambda: watch.app.screen.query("#holders") and watch.rows("holders"))
-            assert f"Holders of frame {frames[9].start_paddr:#x}: shared, 2 references" in watch.text()
+            await watch.shows(f"Holders of frame {frames[9].start_paddr:#x}: shared, 2 references")
             assert watch.rows("holders")[0][1:4] == ["1", "0", "1"]
 
     asyncio.run(use())
@@ -453,7 +501,7 @@ def test_pause_interval_and_going_on(name, mem):
         async with watched(name, interval=0.1) as watch:
             await watch.until(lambda: watch.app.looks > 2)
             await watch.press("space")
-            assert "PAUSED" in watch.text()
+            await watch.shows("PAUSED")
             await watch.look()
             await watch.look()  # the first may have been one that had begun before
             looks = watch.app.looks
@@ -462,7 +510,7 @@ def test_pause_interval_and_going_on(name, mem):
             await watch.look()
             assert watch.app.looks == looks + 1
             await watch.press("space")
-            assert "PAUSED" not in watch.text()
+            await watch.until(lambda: "PAUSED" not in watch.text())
             await watch.until(lambda: watch.app.looks > looks + 2)
             await watch.press("plus")
             assert watch.app.every == 0.2
@@ -483,7 +531,7 @@ def test_a_client_that_is_killed_is_shown_as_dead_until_it_is_reaped(name, mem, 
             await watch.until(lambda: watch.app.screen.query("#frames") and watch.rows("frames"))
             child.kill()
             await watch.look()
-            assert "1 DEAD, not reaped" in watch.text()
+            await watch.shows("1 DEAD, not reaped")
             await watch.press("escape")
             assert {row[0]: row[1] for row in watch.rows("clients")} == {
                 str(child.pid): "DEAD",
@@ -494,10 +542,10 @@ def test_a_client_that_is_killed_is_shown_as_dead_until_it_is_reaped(name, mem, 
             await watch.until(lambda: watch.app.screen.query("#frames") and watch.rows("frames"))
             mem.reap()
             await watch.look()
-            await watch.until(lambda: "it has left" in watch.text())
+            await watch.shows("it has left")
             assert watch.rows("frames") == []
             await watch.press("escape")
-            assert "DEAD" not in watch.text()
+            await watch.until(lambda: "DEAD" not in watch.text())
             assert [row[0] for row in watch.rows("clients")] == [str(os.getpid())]
 
     with Child(HOLDER, name) as child:
@@ -514,13 +562,13 @@ def test_an_arena_that_goes_away_is_said_to_be_gone(name, size):
             child.go_on()
             child.finish()
             await watch.look()
-            assert "STOPPED: the arena is gone: there is no" in watch.text()
+            await watch.shows("STOPPED: the arena is gone: there is no")
             await watch.press("escape")
-            assert "STOPPED: the arena is gone" in watch.text()
+            await watch.shows("STOPPED: the arena is gone")
             assert watch.rows("clients")[0][0] == str(child.pid)
             watch.picture("gone")
             await watch.press("r", "1", "enter", "2", "enter", "enter")
-            assert "STOPPED: the arena is gone" in watch.text()
+            await watch.shows("STOPPED: the arena is gone")
             await watch.press("q")
 
     script = """
@@ -543,14 +591,14 @@ def test_an_arena_that_is_damaged_or_cut_is_said_to_be(name):
                 file.seek(256)  # how many types there are
                 file.write((1000).to_bytes(4, "little"))
             await watch.look()
-            assert "STOPPED: the arena says that it has 1000 types" in watch.text()
+            await watch.shows("STOPPED: the arena says that it has 1000 types")
         with file_of(name).open("r+b") as file:
             file.seek(256)
             file.write((6).to_bytes(4, "little"))
         async with watched(name) as watch:
             os.truncate(file_of(name), 4096)
             await watch.look()
-            assert "STOPPED: " in watch.text()
+            await watch.shows("STOPPED: ")
             assert "was truncated" in watch.app.problem
 
     with PhysicalMemory.create("1 MiB", name, unlink_on_last=False):
@@ -563,8 +611,8 @@ def test_a_full_arena_says_so(name, mem):
 
     async def use():
         async with watched(name) as watch:
-            assert "FULL: no frame is free" in watch.text()
-            assert f"({mem.used_frames / mem.total_frames:.1%})" in watch.text()
+            await watch.shows("FULL: no frame is free")
+            await watch.shows(f"({mem.used_frames / mem.total_frames:.1%})")
 
     asyncio.run(use())
     frames.drop()

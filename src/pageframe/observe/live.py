@@ -436,7 +436,7 @@ class MainScreen(LiveScreen):
         for pane in self.PANES:
             self.query_one(f"#{pane}").set_class(pane == name, "active")
         self.set_class(name == "map", "map-active")
-        self.query_one(f"#{name}").focus()
+        self.set_focus(self.query_one(f"#{name}"))  # at once: a key typed already is for it
         self.titles()
         self.call_after_refresh(self.redraw_map)
 
@@ -446,9 +446,10 @@ class MainScreen(LiveScreen):
         self.action_pane(self.PANES[place % len(self.PANES)])
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
-        """Make a pane that is clicked on the active one."""
-        if event.widget.id in self.PANES and event.widget.id != self.active:
-            self.action_pane(event.widget.id)
+        """Make a pane that is clicked on the active one, unless another has been turned to since."""
+        name = event.widget.id
+        if event.widget is self.focused and name in self.PANES and name != self.active:
+            self.action_pane(name)
 
     def titles(self) -> None:
         """Give the panes titles: a number, and how much there is in each."""
