@@ -1041,15 +1041,15 @@ def test_a_fork_within_the_hooks_of_another_takes_nothing_from_the_parent():
 
 def test_a_fork_that_is_interrupted_before_its_turn_takes_no_place_from_another_threads_child():
     told = run_program("""if True:
-        import os, signal, sys, threading, time, warnings
+        import os, signal, sys, threading, warnings
 
         warnings.simplefilter("ignore")
-        waiting = threading.Event()
+        waiting, over = threading.Event(), threading.Event()
 
         def wait():
             if threading.current_thread() is thread:
                 waiting.set()
-                time.sleep(1)
+                over.wait()
 
         os.register_at_fork(before=wait)
         import pageframe as pf
@@ -1074,11 +1074,12 @@ def test_a_fork_that_is_interrupted_before_its_turn_takes_no_place_from_another_
         thread = threading.Thread(target=child)
         thread.start()
         waiting.wait()
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        signal.setitimer(signal.ITIMER_REAL, 1)
         pid = os.fork()
         if pid == 0:
             os._exit(mem.closed)
         closed = os.waitpid(pid, 0)[1] >> 8
+        over.set()
         thread.join()
         mem.reap()
         print(closed, seen, frame.reference_count, mem.audit().clean)

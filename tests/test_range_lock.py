@@ -16,7 +16,7 @@ PAGE = 4096
 
 def test_timeout_is_for_all_cursors_together_that_one_waits_for():
     """Threads whose cursors come and go, so that one after another is in the way."""
-    patience, lasting = 0.2, 3.0
+    patience, lasting = 0.2, 30.0
     with PhysicalMemory("1 MiB") as mem, VmSpace(mem, "1 MiB") as vm:
         stop = threading.Event()
 
