@@ -63,17 +63,36 @@ WORKER = """
 class Watched:
     """A live view in a terminal that is not there, and a test's words for using it."""
 
-    def __init__(self, app, pilot):
-        self.app, self.pilot = app, pilot
+    def __init__(self, app):
+        self.app, self.pilot = app, None
+        self.begun = 0  # looks at the arena
+        self.ask, app.ask = app.ask, self.counted
+
+    async def counted(self, work):
+        """Ask the thread that looks, and count its looks at the arena as a whole."""
+        self.begun += work == self.app.look
+        return await self.ask(work)
+
+    def rests(self):
+        """Return whether all has been shown, and no look is to come."""
+        app = self.app
+        return (
+            app.looks == self.begun > 0
+            and not app.wake.is_set()
+            and app.main.map_size() in ((0, 0), app.map_size)
+        )
 
     async def until(self, condition):
-        """Wait until something is true."""
+        """Wait until something is true, and still is when what is under way has been done."""
         end = time.monotonic() + TIMEOUT
-        while not condition():
+        while True:
+            if condition():
+                await self.settle()
+                if condition():
+                    return
             assert self.app._exception is None
             assert time.monotonic() < end, f"it never came true; the screen shows\n{self.text()}"
             await self.pilot.pause(0.01)
-        await self.settle()
 
     async def shows(self, words):
         """Wait until the screen shows some words."""
@@ -85,13 +104,13 @@ class Watched:
             await self.pilot.pause(0)
 
     async def look(self):
-        """Have the view look again, and wait until that is shown."""
-        looks = self.app.looks
+        """Have the view look again, and wait until that is shown; not what an older look has seen."""
+        begun = self.begun
         await self.pilot.press("r")
-        await self.until(lambda: self.app.looks > looks or self.app.problem)
+        await self.until(lambda: self.app.looks > begun or self.app.problem)
 
     async def press(self, *keys):
-        """Press keys; what they need from the arena is there afterwards."""
+        """Press keys, each when the one before has done its work."""
         for key in keys:
             await self.pilot.press(key)
             await self.settle()
@@ -128,12 +147,12 @@ class Watched:
 
 @asynccontextmanager
 async def watched(name, size=SMALL, interval=NEVER):
-    """Watch an arena; the first look has been shown."""
+    """Watch an arena; it has been looked at in the size of the screen."""
     with ArenaView(name) as view:
         app = LiveApp(view, name, interval)
-        async with app.run_test(size=size) as pilot:
-            watch = Watched(app, pilot)
-            await watch.until(lambda: app.looks and app.main.map_size() in ((0, 0), app.map_size))
+        watch = Watched(app)
+        async with app.run_test(size=size) as watch.pilot:
+            await watch.until(lambda: watch.rests() or interval < NEVER)
             yield watch
 
 
@@ -503,7 +522,6 @@ def test_pause_interval_and_going_on(name, mem):
             await watch.press("space")
             await watch.shows("PAUSED")
             await watch.look()
-            await watch.look()  # the first may have been one that had begun before
             looks = watch.app.looks
             await watch.pilot.pause(0.5)
             assert watch.app.looks == looks
