@@ -424,6 +424,27 @@ def test_keys_typed_ahead_go_to_the_pane_that_was_turned_to(name, mem, size):
     frames.clear()
 
 
+@pytest.mark.parametrize("keys", ["2", "3 down", "4"])
+def test_enter_typed_twice_opens_what_a_row_has_once(name, mem, keys):
+    frame = mem.alloc_frame(Page())
+    message = pickle.dumps(frame)
+
+    async def use():
+        async with watched(name) as watch:
+            await watch.press(*keys.split())
+            watch.type_ahead("enter", "enter")
+            await watch.until(lambda: len(watch.app.screen_stack) > 1 and watch.app.screen.table.shown)
+            assert len(watch.app.screen_stack) == 2
+            if watch.app.screen.query("#frames"):
+                watch.type_ahead("enter", "enter")
+                await watch.until(lambda: watch.app.screen.query("#holders"))
+                assert len(watch.app.screen_stack) == 3
+
+    asyncio.run(use())
+    pickle.loads(message).drop()
+    frame.drop()
+
+
 @SIZES
 def test_one_can_go_down_from_a_client_to_its_frames_and_their_holders_and_back(name, mem, size):
     async def use(paddr, pid):

@@ -366,6 +366,11 @@ class LiveScreen(Screen[None]):
         """Say what the view is doing."""
         self.query_one("#status", Static).update(self.app.status_text())
 
+    def open(self, screen: DetailScreen) -> None:
+        """Show a screen above this one, unless another has come first: Enter may be typed twice."""
+        if self.app.screen is self:
+            self.app.push_screen(screen)
+
     def fresh(self) -> None:
         """Show what was seen last."""
         raise NotImplementedError
@@ -526,13 +531,13 @@ class MainScreen(LiveScreen):
         row = table.shown[event.cursor_row]
         if table.id == "clients":
             client = row.client
-            self.app.push_screen(
+            self.open(
                 FramesScreen(f"Frames that {client.pid} ({short(client.name, 30)}) holds", held_by=client.pid)
             )
         elif table.id == "types":
-            self.app.push_screen(FramesScreen(f"Frames of {short(row.name, 40)}", type=row.name))
+            self.open(FramesScreen(f"Frames of {short(row.name, 40)}", type=row.name))
         else:
-            self.app.push_screen(HoldersScreen(row.paddr))
+            self.open(HoldersScreen(row.paddr))
 
 
 class DetailScreen(LiveScreen):
@@ -616,7 +621,7 @@ class FramesScreen(DetailScreen):
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         """Show who holds a frame."""
         if event.cursor_row < len(self.table.shown):
-            self.app.push_screen(HoldersScreen(self.table.shown[event.cursor_row].paddr))
+            self.open(HoldersScreen(self.table.shown[event.cursor_row].paddr))
 
 
 class HoldersScreen(DetailScreen):
