@@ -6,6 +6,7 @@
 
 import errno
 import fcntl
+import gc
 import os
 import pickle
 import signal
@@ -32,6 +33,7 @@ from pageframe import (
     PhysicalMemory,
     u64,
 )
+from pageframe._core import backing
 from types_for_tests import Page
 
 MIB = 1 << 20
@@ -243,6 +245,33 @@ def test_a_name_that_is_taken_is_refused_and_the_arena_stays_as_it_was(name):
         assert mem.audit().clean
         PhysicalMemory.attach(name).close()
         frame.drop()
+
+
+@pytest.mark.parametrize("exist_ok", [True, False])
+def test_an_arena_that_another_gives_the_name_first_is_kept_and_the_own_one_is_given_up(
+    name, monkeypatch, exist_ok
+):
+    firsts, publish = [], backing.publish
+
+    def come_second(fd, path):
+        if not firsts:
+            firsts.append(None)
+            firsts[0] = PhysicalMemory.create(4 * MIB, name)
+        publish(fd, path)
+
+    monkeypatch.setattr(backing, "publish", come_second)
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    if exist_ok:
+        with PhysicalMemory.create(MIB, name, exist_ok=True) as same:
+            assert same.id == firsts[0].id
+            assert same.size == 4 * MIB
+    else:
+        with pytest.raises(ArenaExistsError, match=name):
+            PhysicalMemory.create(MIB, name)
+    firsts[0].close()
+    gc.collect()
+    assert not file_of(name).exists()
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
 
 
 def test_with_exist_ok_an_arena_that_is_there_is_attached_to_as_it_is(name):
